@@ -1,0 +1,322 @@
+"""``upkeep.yaml`` as frozen dataclasses. Each field's metadata holds the words of docs/reference/configuration.md.
+
+Every key has a default: an empty file is a working agent in observe mode. A field marked *later* is read and checked
+but has no effect in this version, and ``upkeep check`` says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, available_timezones
+
+from agent import yamlfile
+from agent.errors import Fault, FaultyFilesError
+from agent.located import (
+    AbsPath,
+    Duration,
+    Faults,
+    MappingNode,
+    Node,
+    SequenceNode,
+    Share,
+    Size,
+    build,
+    did_you_mean,
+    key_of,
+)
+from agent.model import Mode
+from agent.roots import unsafe_root
+
+DEFAULT_PATH = "/etc/upkeep/upkeep.yaml"
+SHORTEST_INTERVAL_S = 0.1
+
+
+def _key(words: str, default: Any, *, later: bool = False) -> Any:
+    """A documented field; mappings and lists get a fresh default each."""
+    metadata = {"help": words, "later": later}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorConfig:
+    interval: Duration | None = _key("how often it runs; the default is `collect.interval`", None)
+
+
+@dataclass(frozen=True, slots=True)
+class Directories:
+    interval: Duration | None = _key("how often sizes are measured", 60.0)
+    paths: tuple[AbsPath, ...] = _key(
+        "trees whose size, files and age are measured; one that does not exist is absent, not an error",
+        (
+            "/tmp/evaluation_cache",
+            "/tmp/model_cache",
+            "/data/models",
+            "/data/results",
+            "/var/log/benchmark",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RedisInstance:
+    name: str = _key("the name in labels, rules and backups", "main")
+    url: str = _key("`redis://`, `rediss://` or `unix://`", "redis://127.0.0.1:6379/0")
+    password_file: AbsPath | None = _key("a file holding the password; never written in YAML", None)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    interval: Duration | None = _key("how often the units are asked", 15.0)
+    units: tuple[str, ...] = _key("systemd units whose state is sampled", ())
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    interval: Duration | None = _key("how often each target is tried", 30.0)
+    targets: tuple[str, ...] = _key("`icmp://`, `tcp://`, `dns://` or `http://` targets", ())
+
+
+@dataclass(frozen=True, slots=True)
+class Textfile:
+    directory: AbsPath = _key("a folder of `*.prom` files, node_exporter's convention", "/var/lib/upkeep/textfile")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    database: AbsPath = _key("the evaluation framework's SQLite file", "/var/log/benchmark/metrics.db")
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    interval: Duration = _key("how often each collector runs that names no interval of its own", 5.0)
+    system: CollectorConfig | None = _key("CPU, load, memory, vmstat, pressure", CollectorConfig)
+    filesystem: CollectorConfig | None = _key("size, free space and inodes of each mount", CollectorConfig)
+    disk: CollectorConfig | None = _key("reads, writes and busy time of each block device", CollectorConfig)
+    network: CollectorConfig | None = _key("bytes, packets, errors and drops of each interface", CollectorConfig)
+    directories: Directories | None = _key("sizes of whole trees", Directories)
+    gpu: CollectorConfig | None = _key("GPUs through NVML, in a process of its own", CollectorConfig, later=True)
+    redis: tuple[RedisInstance, ...] = _key("Redis servers, through INFO", (), later=True)
+    services: Services | None = _key("systemd units", None, later=True)
+    probes: Probes | None = _key("reachability of other hosts", None, later=True)
+    textfile: Textfile | None = _key("samples that other programs write to files", None, later=True)
+    evaluation: Evaluation | None = _key("the framework's `performance_metrics` table", None, later=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    paths: tuple[AbsPath, ...] = _key("globs of log files; `*` stays within one folder, `**` goes deeper", ())
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    actions_per_hour: int = _key("at most this many actions of one handler in an hour", 6)
+    files_per_action: int = _key("a larger plan is cut to this many files, oldest use first", 100_000)
+    bytes_per_action: Size = _key("a larger plan is cut to this many bytes", 200 * 1024**3)
+    percent_per_action: Share = _key(
+        "a plan that would remove more than this share of what is under its path is refused", 1.0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RemediationConfig:
+    roots: tuple[AbsPath, ...] = _key("the only trees that may be changed; none by default, so nothing can be", ())
+    limits: Limits = _key("the most that one action, or one hour of actions, may change", Limits)
+    boot_grace: Duration = _key("no action in the first minutes after the host has booted", 300.0)
+    disabled_handlers: tuple[str, ...] = _key("handlers that never act, whatever a rule says", ())
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    raw: Duration = _key("how long samples keep their full resolution", 7 * 86400.0)
+    minutes: Duration = _key("how long minute rows are kept", 30 * 86400.0)
+    hours: Duration = _key("how long hour rows are kept", 2 * 365 * 86400.0)
+    events: Duration = _key("how long events are kept", 90 * 86400.0)
+    max_size: Size = _key("what both database files together may hold on disk", 1024**3)
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    smtp: str = _key("`smtp://HOST:PORT`", "smtp://localhost:25")
+    from_: str = _key("the sender's address", "upkeep@localhost")
+    to: tuple[str, ...] = _key("who gets the reports", ())
+    password_file: AbsPath | None = _key("a file holding the password", None)
+
+
+@dataclass(frozen=True, slots=True)
+class Backups:
+    directory: AbsPath = _key("where Redis backups are written", "/var/backups/redis")
+    keep: Duration = _key("how long they are kept", 30 * 86400.0)
+
+
+@dataclass(frozen=True, slots=True)
+class S3:
+    bucket: str = _key("the bucket", "")
+    prefix: str = _key("what each object's name begins with", "")
+    endpoint: str | None = _key("another endpoint than Amazon's", None)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteWrite:
+    url: str = _key("where samples are sent", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    mode: Mode = _key("`observe` plans and records, `ask` waits for `upkeep approve`, `act` carries out", Mode.OBSERVE)
+    state_dir: str = _key("metrics.db, ledger.db, reports and spool", "/var/lib/upkeep")
+    shipped_rules: bool = _key("load the rules that come with the agent", True)
+    rule_files: tuple[str, ...] = _key("globs of rule files, relative to this file", ("rules.d/*.yaml",))
+    listen: str | None = _key(
+        "`ADDRESS:PORT` of /metrics and the status page; absent: no socket at all", None, later=True
+    )
+    collect: Collect = _key("what is sampled, and how often", Collect)
+    logs: tuple[Logs, ...] = _key("log files that are watched", lambda: (Logs(("/var/log/benchmark/*.log",)),))
+    remediation: RemediationConfig = _key("what may be changed, and how much of it", RemediationConfig)
+    retention: Retention = _key("how long what is kept", Retention)
+    mail: Mail | None = _key("where reports and notifications go", None, later=True)
+    backups: Backups | None = _key("Redis backups", None, later=True)
+    s3: S3 | None = _key("a second place for backups", None, later=True)
+    remote_write: tuple[RemoteWrite, ...] = _key("Prometheus servers that get a copy of each sample", (), later=True)
+    timezone: str = _key("an IANA zone for schedules and display, or `local`", "local")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A configuration, where it came from, and the rule files it names (resolved, in order)."""
+
+    config: Config
+    path: str
+    rule_files: tuple[str, ...]
+    warnings: tuple[Fault, ...]
+
+
+def load(path: str | None = None) -> LoadedConfig:
+    """Read and check one configuration.
+
+    Parameters
+    ----------
+    path
+        The file; else ``$UPKEEP_CONFIG``, else ``/etc/upkeep/upkeep.yaml``. The last may be missing: all defaults.
+
+    Raises
+    ------
+    FaultyFilesError
+        With everything that is wrong with it.
+    """
+    chosen = path or os.environ.get("UPKEEP_CONFIG")
+    if chosen is None and not os.path.exists(DEFAULT_PATH):
+        return LoadedConfig(Config(), DEFAULT_PATH, (), ())
+    chosen = os.path.abspath(chosen or DEFAULT_PATH)
+    root, found = yamlfile.read([chosen])[chosen]
+    config, faults = from_node(chosen, root, found)
+    if config is None or any(not fault.warning for fault in faults):
+        raise FaultyFilesError([fault for fault in faults if not fault.warning])
+    return LoadedConfig(config, chosen, _rule_files(config, chosen), tuple(faults))
+
+
+def from_node(path: str, root: Node | None, found: Sequence[Fault]) -> tuple[Config | None, list[Fault]]:
+    """The configuration in a parsed file and all its faults, warnings included."""
+    faults = Faults(path)
+    faults.found.extend(found)
+    if root is None and faults.errors:
+        return None, faults.found
+    config = build(Config, root, faults)
+    if config is not None:
+        _check(config, root, faults)
+        config = _resolve(config, path)
+    return config, faults.found
+
+
+def looks_like_config(root: Node | None) -> bool:
+    """Whether a file's top keys are those of a configuration rather than of a rule file."""
+    known = {key_of(item) for item in fields(Config)}
+    return isinstance(root, MappingNode) and any(key.text in known for key, _ in root.entries)
+
+
+def _resolve(config: Config, path: str) -> Config:
+    """A relative state directory is relative to the file, so that one checkout can hold a whole sandbox."""
+    folder = os.path.dirname(path)
+    return dataclasses.replace(config, state_dir=os.path.normpath(os.path.join(folder, config.state_dir)))
+
+
+def _rule_files(config: Config, path: str) -> tuple[str, ...]:
+    folder = os.path.dirname(path)
+    found: list[str] = []
+    for pattern in config.rule_files:
+        matches = sorted(glob.glob(os.path.join(folder, pattern)))
+        # A plain name that is not there must be said; a glob that matches nothing is an empty set.
+        found.extend(matches if matches or glob.has_magic(pattern) else [os.path.join(folder, pattern)])
+    return tuple(dict.fromkeys(found))
+
+
+def _at(root: Node | None, *keys: str | int) -> Node | None:
+    """The node under a path of keys, for the position of a fault."""
+    node = root
+    for step in keys:
+        if isinstance(node, MappingNode) and isinstance(step, str):
+            node = node.get(step)
+        elif isinstance(node, SequenceNode) and isinstance(step, int):
+            node = node.items[step]
+    return node
+
+
+def _check(config: Config, root: Node | None, faults: Faults) -> None:
+    """What the types alone cannot say."""
+    _check_later(Config, config, root, faults)
+    if config.listen is not None:
+        _check_listen(config.listen, _at(root, "listen"), faults)
+    for index, path in enumerate(config.remediation.roots):
+        problem = unsafe_root(path)
+        if problem:
+            faults.add(_at(root, "remediation", "roots", index), problem)
+    if config.collect.interval < SHORTEST_INTERVAL_S:
+        faults.add(
+            _at(root, "collect", "interval"),
+            f"cannot run every {config.collect.interval:g} s: the shortest interval is 100ms",
+        )
+    if config.timezone != "local":
+        _check_timezone(config.timezone, _at(root, "timezone"), faults)
+
+
+def _check_later(cls: type, value: object, node: Node | None, faults: Faults) -> None:
+    if not isinstance(node, MappingNode):
+        return
+    for item in fields(cls):
+        written = node.get(key_of(item))
+        if written is None:
+            continue
+        inner = getattr(value, item.name)
+        if item.metadata.get("later"):
+            faults.add(written, f'"{key_of(item)}" has no effect in this version', warning=True)
+        elif hasattr(inner, "__dataclass_fields__"):
+            _check_later(type(inner), inner, written, faults)
+
+
+def _check_listen(listen: str, node: Node | None, faults: Faults) -> None:
+    try:
+        parts = urlsplit(f"//{listen}")
+        fine = bool(parts.hostname) and parts.port is not None and not parts.path
+    except ValueError:
+        fine = False
+    if not fine:
+        faults.add(node, f'cannot listen on "{listen}": write ADDRESS:PORT, such as 127.0.0.1:9898')
+
+
+def _check_timezone(name: str, node: Node | None, faults: Faults) -> None:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        faults.add(node, f'unknown time zone "{name}"{did_you_mean(name, sorted(available_timezones()))}')
+
+
+def documented(cls: type) -> Mapping[str, str]:
+    """Key → words of one dataclass, for the reference."""
+    return {key_of(item): str(item.metadata["help"]) for item in fields(cls)}
