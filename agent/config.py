@@ -11,9 +11,9 @@ import glob
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import available_timezones
 
 from agent import yamlfile
 from agent.errors import Fault, FaultyFilesError
@@ -23,18 +23,58 @@ from agent.located import (
     Faults,
     MappingNode,
     Node,
-    SequenceNode,
+    Scalar,
     Share,
     Size,
     build,
     did_you_mean,
     key_of,
+    parse_duration,
+    parse_path,
 )
 from agent.model import Mode
 from agent.roots import unsafe_root
 
 DEFAULT_PATH = "/etc/upkeep/upkeep.yaml"
 SHORTEST_INTERVAL_S = 0.1
+
+
+def _root(node: Scalar) -> str:
+    path = parse_path(node.text)
+    problem = unsafe_root(path)
+    if problem:
+        raise ValueError(problem)
+    return path
+
+
+def _listen(node: Scalar) -> str:
+    try:
+        parts = urlsplit(f"//{node.text}")
+        fine = bool(parts.hostname) and parts.port is not None and not parts.path
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ValueError(f'cannot listen on "{node.text}": write ADDRESS:PORT, such as 127.0.0.1:9898')
+    return node.text
+
+
+def _zone(node: Scalar) -> str:
+    if node.text != "local" and node.text not in available_timezones():
+        raise ValueError(f'unknown time zone "{node.text}"{did_you_mean(node.text, sorted(available_timezones()))}')
+    return node.text
+
+
+def _interval(node: Scalar) -> float:
+    seconds = parse_duration(node.text)
+    if seconds < SHORTEST_INTERVAL_S:
+        raise ValueError(f'cannot run every "{node.text}": the shortest interval is 100ms')
+    return seconds
+
+
+Root = Annotated[str, _root]
+Listen = Annotated[str, _listen]
+Zone = Annotated[str, _zone]
+Interval = Annotated[float, _interval]
 
 
 def _key(words: str, default: Any, *, later: bool = False) -> Any:
@@ -47,12 +87,12 @@ def _key(words: str, default: Any, *, later: bool = False) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class CollectorConfig:
-    interval: Duration | None = _key("how often it runs; the default is `collect.interval`", None)
+    interval: Interval | None = _key("how often it runs; the default is `collect.interval`", None)
 
 
 @dataclass(frozen=True, slots=True)
 class Directories:
-    interval: Duration | None = _key("how often sizes are measured", 60.0)
+    interval: Interval | None = _key("how often sizes are measured", 60.0)
     paths: tuple[AbsPath, ...] = _key(
         "trees whose size, files and age are measured; one that does not exist is absent, not an error",
         (
@@ -74,13 +114,13 @@ class RedisInstance:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    interval: Duration | None = _key("how often the units are asked", 15.0)
+    interval: Interval | None = _key("how often the units are asked", 15.0)
     units: tuple[str, ...] = _key("systemd units whose state is sampled", ())
 
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    interval: Duration | None = _key("how often each target is tried", 30.0)
+    interval: Interval | None = _key("how often each target is tried", 30.0)
     targets: tuple[str, ...] = _key("`icmp://`, `tcp://`, `dns://` or `http://` targets", ())
 
 
@@ -96,7 +136,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Collect:
-    interval: Duration = _key("how often each collector runs that names no interval of its own", 5.0)
+    interval: Interval = _key("how often each collector runs that names no interval of its own", 5.0)
     system: CollectorConfig | None = _key("CPU, load, memory, vmstat, pressure", CollectorConfig)
     filesystem: CollectorConfig | None = _key("size, free space and inodes of each mount", CollectorConfig)
     disk: CollectorConfig | None = _key("reads, writes and busy time of each block device", CollectorConfig)
@@ -127,7 +167,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class RemediationConfig:
-    roots: tuple[AbsPath, ...] = _key("the only trees that may be changed; none by default, so nothing can be", ())
+    roots: tuple[Root, ...] = _key("the only trees that may be changed; none by default, so nothing can be", ())
     limits: Limits = _key("the most that one action, or one hour of actions, may change", Limits)
     boot_grace: Duration = _key("no action in the first minutes after the host has booted", 300.0)
     disabled_handlers: tuple[str, ...] = _key("handlers that never act, whatever a rule says", ())
@@ -174,7 +214,7 @@ class Config:
     state_dir: str = _key("metrics.db, ledger.db, reports and spool", "/var/lib/upkeep")
     shipped_rules: bool = _key("load the rules that come with the agent", True)
     rule_files: tuple[str, ...] = _key("globs of rule files, relative to this file", ("rules.d/*.yaml",))
-    listen: str | None = _key(
+    listen: Listen | None = _key(
         "`ADDRESS:PORT` of /metrics and the status page; absent: no socket at all", None, later=True
     )
     collect: Collect = _key("what is sampled, and how often", Collect)
@@ -185,7 +225,7 @@ class Config:
     backups: Backups | None = _key("Redis backups", None, later=True)
     s3: S3 | None = _key("a second place for backups", None, later=True)
     remote_write: tuple[RemoteWrite, ...] = _key("Prometheus servers that get a copy of each sample", (), later=True)
-    timezone: str = _key("an IANA zone for schedules and display, or `local`", "local")
+    timezone: Zone = _key("an IANA zone for schedules and display, or `local`", "local")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +270,7 @@ def from_node(path: str, root: Node | None, found: Sequence[Fault]) -> tuple[Con
         return None, faults.found
     config = build(Config, root, faults)
     if config is not None:
-        _check(config, root, faults)
+        _check_later(Config, config, root, faults)
         config = _resolve(config, path)
     return config, faults.found
 
@@ -257,35 +297,6 @@ def _rule_files(config: Config, path: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _at(root: Node | None, *keys: str | int) -> Node | None:
-    """The node under a path of keys, for the position of a fault."""
-    node = root
-    for step in keys:
-        if isinstance(node, MappingNode) and isinstance(step, str):
-            node = node.get(step)
-        elif isinstance(node, SequenceNode) and isinstance(step, int):
-            node = node.items[step]
-    return node
-
-
-def _check(config: Config, root: Node | None, faults: Faults) -> None:
-    """What the types alone cannot say."""
-    _check_later(Config, config, root, faults)
-    if config.listen is not None:
-        _check_listen(config.listen, _at(root, "listen"), faults)
-    for index, path in enumerate(config.remediation.roots):
-        problem = unsafe_root(path)
-        if problem:
-            faults.add(_at(root, "remediation", "roots", index), problem)
-    if config.collect.interval < SHORTEST_INTERVAL_S:
-        faults.add(
-            _at(root, "collect", "interval"),
-            f"cannot run every {config.collect.interval:g} s: the shortest interval is 100ms",
-        )
-    if config.timezone != "local":
-        _check_timezone(config.timezone, _at(root, "timezone"), faults)
-
-
 def _check_later(cls: type, value: object, node: Node | None, faults: Faults) -> None:
     if not isinstance(node, MappingNode):
         return
@@ -298,23 +309,6 @@ def _check_later(cls: type, value: object, node: Node | None, faults: Faults) ->
             faults.add(written, f'"{key_of(item)}" has no effect in this version', warning=True)
         elif hasattr(inner, "__dataclass_fields__"):
             _check_later(type(inner), inner, written, faults)
-
-
-def _check_listen(listen: str, node: Node | None, faults: Faults) -> None:
-    try:
-        parts = urlsplit(f"//{listen}")
-        fine = bool(parts.hostname) and parts.port is not None and not parts.path
-    except ValueError:
-        fine = False
-    if not fine:
-        faults.add(node, f'cannot listen on "{listen}": write ADDRESS:PORT, such as 127.0.0.1:9898')
-
-
-def _check_timezone(name: str, node: Node | None, faults: Faults) -> None:
-    try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        faults.add(node, f'unknown time zone "{name}"{did_you_mean(name, sorted(available_timezones()))}')
 
 
 def documented(cls: type) -> Mapping[str, str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 _HOST_FOLDERS = """
-/ /bin /boot /dev /etc /home /lib /lib32 /lib64 /libx32 /media /mnt /opt /proc /root /run /sbin /snap /srv /sys /tmp /usr
-/var /var/backups /var/cache /var/lib /var/log /var/run /var/spool /var/tmp /data
+/ /bin /boot /dev /etc /home /lib /lib32 /lib64 /libx32 /media /mnt /opt /proc /root /run /sbin /snap /srv /sys /tmp
+/usr /var /var/backups /var/cache /var/lib /var/log /var/run /var/spool /var/tmp /data
 """
 NEVER_ROOTS = frozenset(_HOST_FOLDERS.split())
 NEVER_UNDER = (
