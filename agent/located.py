@@ -49,7 +49,17 @@ class MappingNode:
 Node = Scalar | SequenceNode | MappingNode
 Converter = Callable[[Scalar], object]
 
-_MISSING = object()
+MISSING = object()
+"""What a converter gives back for a value at fault, after it has said why."""
+
+
+@dataclass(frozen=True, slots=True)
+class FromNode:
+    """In ``Annotated``: a value built from a whole node; ``build`` reports its own faults and may give MISSING."""
+
+    build: Callable[[Node, Faults], object]
+
+
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
@@ -182,6 +192,15 @@ _TAGGED: Mapping[str, Converter] = {
     "path": lambda node: parse_path(node.text),
     "percent": _percent,
 }
+Duration = typing.Annotated[float, "duration"]
+"""Seconds, written with a unit."""
+Size = typing.Annotated[int, "size"]
+"""Bytes, written with a unit."""
+AbsPath = typing.Annotated[str, "path"]
+"""An absolute path, nothing expanded."""
+Share = typing.Annotated[float, "percent"]
+"""0 to 1, written as a percentage."""
+
 _PLAIN: Mapping[object, Converter] = {str: lambda node: node.text, bool: _bool, int: _int, float: _float}
 
 
@@ -242,7 +261,7 @@ def build(cls: type[T], node: Node | None, faults: Faults) -> T | None:
             faults.add(key, f'unknown key "{key.text}"{did_you_mean(key.text, list(fields))}')
             continue
         built = convert(hints(cls)[field.name], value, faults)
-        if built is not _MISSING:
+        if built is not MISSING:
             values[field.name] = built
     written = {key.text for key, _ in node.entries}
     for key_text, field in fields.items():
@@ -254,10 +273,12 @@ def build(cls: type[T], node: Node | None, faults: Faults) -> T | None:
 
 
 def convert(hint: object, node: Node, faults: Faults) -> object:
-    """The value of one node as its hint wants it; ``_MISSING`` when it is at fault (which is then reported)."""
+    """The value of one node as its hint wants it; ``MISSING`` when it is at fault (which is then reported)."""
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         _, how, *_ = typing.get_args(hint)
+        if isinstance(how, FromNode):
+            return how.build(node, faults)
         return _scalar(_TAGGED[how] if isinstance(how, str) else how, node, faults)
     if origin in (typing.Union, types.UnionType):
         return _optional(hint, node, faults)
@@ -266,25 +287,25 @@ def convert(hint: object, node: Node, faults: Faults) -> object:
     if origin is tuple:
         return _tuple(typing.get_args(hint)[0], node, faults)
     if origin is not None and issubclass(origin, Mapping):
-        return _mapping(typing.get_args(hint)[1], node, faults)
+        return _mapping(*typing.get_args(hint), node, faults)
     if isinstance(hint, type) and issubclass(hint, Enum):
         chosen = _choice([str(member.value) for member in hint], node, faults)
-        return chosen if chosen is _MISSING else hint(chosen)
+        return chosen if chosen is MISSING else hint(chosen)
     if dataclasses.is_dataclass(hint):
         built = build(typing.cast(type, hint), node, faults)
-        return _MISSING if built is None else built
+        return MISSING if built is None else built
     return _scalar(_PLAIN[hint], node, faults)
 
 
 def _scalar(how: Converter, node: Node, faults: Faults) -> object:
     if not isinstance(node, Scalar):
         faults.add(node, f"cannot use this here: expected one value, found {_kind(node)}")
-        return _MISSING
+        return MISSING
     try:
         return how(node)
     except ValueError as error:
         faults.add(node, str(error))
-        return _MISSING
+        return MISSING
 
 
 def _optional(hint: object, node: Node, faults: Faults) -> object:
@@ -302,7 +323,7 @@ def _choice(known: Sequence[str], node: Node, faults: Faults) -> object:
         faults.add(node, f'unknown word "{node.text}": use one of {", ".join(known)}{did_you_mean(node.text, known)}')
     else:
         faults.add(node, f"cannot use this here: expected one of {', '.join(known)}, found {_kind(node)}")
-    return _MISSING
+    return MISSING
 
 
 def _tuple(inner: object, node: Node, faults: Faults) -> object:
@@ -310,19 +331,19 @@ def _tuple(inner: object, node: Node, faults: Faults) -> object:
         return ()
     if not isinstance(node, SequenceNode):
         faults.add(node, f"cannot use this here: expected a list, found {_kind(node)}")
-        return _MISSING
+        return MISSING
     built = [convert(inner, item, faults) for item in node.items]
-    return _MISSING if _MISSING in built else tuple(built)
+    return MISSING if MISSING in built else tuple(built)
 
 
-def _mapping(inner: object, node: Node, faults: Faults) -> object:
+def _mapping(key_hint: object, inner: object, node: Node, faults: Faults) -> object:
     if is_null(node):
         return {}
     if not isinstance(node, MappingNode):
         faults.add(node, f"cannot use this here: expected keys and values, found {_kind(node)}")
-        return _MISSING
-    built = {key.text: convert(inner, value, faults) for key, value in node.entries}
-    return _MISSING if _MISSING in built.values() else built
+        return MISSING
+    built = {convert(key_hint, key, faults): convert(inner, value, faults) for key, value in node.entries}
+    return MISSING if MISSING in built or MISSING in built.values() else built
 
 
 def _required(field: dataclasses.Field[object]) -> bool:
