@@ -1,0 +1,79 @@
+"""What reads the host. A collector reads one source and knows no threshold; the sampler owns the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.collectors.directories import DirectoriesCollector
+from agent.collectors.disk import DiskCollector
+from agent.collectors.filesystem import LocalFilesystems, RemoteFilesystems
+from agent.collectors.network import NetworkCollector
+from agent.collectors.self_ import Figures, SelfCollector
+from agent.collectors.system import SystemCollector
+from agent.config import Collect
+from agent.model import Reading
+
+__all__ = ["Collector", "Figures", "SelfCollector", "Source", "build"]
+
+
+class Collector(Protocol):
+    """Reads one source.
+
+    ``name`` is the label ``collector`` of the agent's own metrics; up to a colon it is the family that the metric
+    table calls ``source``. A value that could not be read is absent from the reading. Whatever can hang has a
+    deadline of its own; the sampler never starts a second reading while one is under way.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    async def collect(self, at: float) -> Reading: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A collector and how the sampler runs it.
+
+    ``inline`` says that ``collect`` never waits: the sampler then runs it where it stands, without a task.
+    ``deadline_s`` is when it is given up; None takes the sampler's own.
+    """
+
+    collector: Collector
+    interval_s: float
+    inline: bool = False
+    deadline_s: float | None = None
+
+
+REMOTE_INTERVAL_S = 5.0
+"""The least interval of file systems that are asked through a child: nobody wants a server asked every second."""
+
+
+def build(config: Collect, figures: Iterable[Figures] = ()) -> list[Source]:
+    """The collectors that a configuration asks for, in the order in which they are read.
+
+    Parameters
+    ----------
+    config
+        The key ``collect``.
+    figures
+        What else the agent says of itself, such as the store's size.
+    """
+    sources: list[Source] = []
+    if config.system is not None:
+        sources.append(Source(SystemCollector(), config.system.interval or config.interval, inline=True))
+    if config.filesystem is not None:
+        interval_s = config.filesystem.interval or config.interval
+        sources.append(Source(LocalFilesystems(), interval_s, inline=True))
+        sources.append(Source(RemoteFilesystems(), max(interval_s, REMOTE_INTERVAL_S)))
+    if config.disk is not None:
+        sources.append(Source(DiskCollector(), config.disk.interval or config.interval, inline=True))
+    if config.network is not None:
+        sources.append(Source(NetworkCollector(), config.network.interval or config.interval, inline=True))
+    if config.directories is not None and config.directories.paths:
+        directories = DirectoriesCollector(config.directories.paths)
+        interval_s = config.directories.interval or config.interval
+        sources.append(Source(directories, interval_s, deadline_s=directories.longest_s))
+    sources.append(Source(SelfCollector(figures), config.interval, inline=True))
+    return sources

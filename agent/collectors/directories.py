@@ -1,0 +1,133 @@
+"""Sizes and ages of whole trees, measured by a child process of low priority."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent.fs import walk
+from agent.model import Reading, Series
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 120.0
+"""How long one tree may take; the walk's own budget of processor time is shorter unless the disk is slow."""
+
+_WHOLE = ("directory_size_bytes", "directory_files")
+_AGES = ("directory_oldest_timestamp_seconds", "directory_newest_timestamp_seconds")
+_SCAN = "directory_scan_seconds"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A tree as measured: the names of what is known of it, and the values."""
+
+    metrics: tuple[str, ...]
+    values: tuple[float, ...]
+
+
+def parse(line: bytes) -> Size | str:
+    """What a line of the walk says: a size, or why there is none.
+
+    Parameters
+    ----------
+    line
+        ``BYTES FILES OLDEST NEWEST SECONDS`` or ``absent REASON``.
+    """
+    word, _, rest = line.decode().strip().partition(" ")
+    if word == "absent":
+        return rest
+    files, oldest, newest, seconds = rest.split()
+    counts = (int(word), int(files))
+    if oldest == "-":
+        return Size((*_WHOLE, _SCAN), (*counts, float(seconds)))
+    return Size((*_WHOLE, *_AGES, _SCAN), (*counts, float(oldest), float(newest), float(seconds)))
+
+
+class DirectoriesCollector:
+    """Trees by path. A tree that cannot be read whole is absent, with one line in the log that says why.
+
+    A tree that hangs costs its patience once: its child is killed, and while the kernel holds that child back the tree
+    is not tried again.
+
+    Parameters
+    ----------
+    paths
+        The roots of the trees.
+    patience_s
+        How long one tree may take.
+    """
+
+    name = "directories"
+
+    def __init__(self, paths: Sequence[str], patience_s: float = PATIENCE_S) -> None:
+        self._paths = tuple(paths)
+        self._patience_s = patience_s
+        self._stuck: dict[str, asyncio.subprocess.Process] = {}
+        self._reasons: dict[str, str] = {}
+        self._layout: list[tuple[str, tuple[str, ...]]] = []
+        self._series: tuple[Series, ...] = ()
+
+    @property
+    def longest_s(self) -> float:
+        """The longest a whole reading can take."""
+        return len(self._paths) * (self._patience_s + 1.0)
+
+    async def collect(self, at: float) -> Reading:
+        answers = await self._measure([path for path in self._paths if not self._hangs(path)])
+        sizes = {path: answer for path, answer in answers.items() if isinstance(answer, Size)}
+        self._tell({path: answer for path, answer in answers.items() if isinstance(answer, str)})
+        layout = [(path, size.metrics) for path, size in sizes.items()]
+        if layout != self._layout:
+            self._layout = layout
+            self._series = tuple(Series(metric, (("path", path),)) for path, metrics in layout for metric in metrics)
+        return Reading(at, self._series, [value for size in sizes.values() for value in size.values])
+
+    def _hangs(self, path: str) -> bool:
+        process = self._stuck.get(path)
+        if process is not None and process.returncode is not None:
+            del self._stuck[path]
+        return path in self._stuck
+
+    async def _measure(self, paths: list[str]) -> dict[str, Size | str]:
+        answers: dict[str, Size | str] = {}
+        while len(answers) < len(paths):  # a child that is given up leaves the rest to the next one
+            await self._ask_child(paths[len(answers) :], answers)
+        return answers
+
+    async def _ask_child(self, paths: list[str], answers: dict[str, Size | str]) -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-S", walk.__file__, *paths, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        path = paths[0]
+        try:
+            for path in paths:
+                line = await asyncio.wait_for(process.stdout.readline(), self._patience_s)
+                answers[path] = parse(line) if line else "the walk ended early"
+                if not line:
+                    break
+        except TimeoutError:
+            answers[path] = f"no answer within {self._patience_s:g} s"
+            self._stuck[path] = process
+        finally:
+            await _end(process)
+
+    def _tell(self, reasons: dict[str, str]) -> None:
+        for path, reason in reasons.items():
+            if self._reasons.get(path) != reason:
+                log.info("directory_absent path=%r reason=%r", path, reason)
+        self._reasons = reasons
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what still runs; a process the kernel holds back is left behind after a second."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), 1.0)
