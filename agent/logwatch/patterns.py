@@ -1,0 +1,392 @@
+"""Log patterns and the matcher that finds them, in time linear in the text whatever the pattern and whatever the line.
+
+Hyperscan finds candidates (required literals first; the whole expression where a literal turns out to be hot), RE2
+confirms each on its line and reads the named groups. Where Hyperscan has no wheel RE2 finds them too, slower and with
+the same results. Python's ``re`` is never used on log text: it is quadratic on ``ERROR.*evaluation failed``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import re2
+
+from agent.errors import PatternError
+from agent.logwatch.expression import Needs, analyse
+from agent.model import Labels, Severity, make_labels
+
+try:
+    import hyperscan
+except ImportError:  # no wheel for this machine: RE2 alone
+    hyperscan = None  # type: ignore[assignment]
+
+LONGEST_REGEX = 4096
+LARGEST_PROGRAM = 4000
+"""RE2 instructions. Its worst case is text × program: beyond this a 64 KiB line could hold the loop up."""
+
+GROUPS_WITHIN_BYTES = 4096
+"""Groups are read from this much of a match: extraction is RE2's slow engine (about 40 MB/s)."""
+
+LONGEST_LABEL = 128
+RESERVED_GROUPS = frozenset({"pattern", "file", "line", "severity", "truncated", "__name__"})
+
+_HOT_AFTER = 4096
+"""Candidates of one pattern after which its literal is judged."""
+_HOT_BELOW = 0.1
+"""A literal whose candidates are confirmed less often than this costs more than the whole expression."""
+
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+_UNSEEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One named regular expression over log lines; ``match`` and ``no_match`` are lines that prove it."""
+
+    name: str
+    regex: str
+    severity: Severity = Severity.ERROR
+    match: tuple[str, ...] = ()
+    no_match: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A pattern on a line: ``start`` and ``end`` are the line's in the buffer, its newline not included."""
+
+    pattern: Pattern
+    start: int
+    end: int
+    groups: Labels = ()
+
+
+def readable(raw: bytes, limit: int) -> str:
+    """A line as it may be stored and shown: no terminal escapes, control or bidi characters; at most ``limit`` long.
+
+    Broken UTF-8 becomes U+FFFD. A cut text ends in an ellipsis.
+    """
+    text = _ANSI.sub("", raw[: 4 * limit + 4].decode("utf-8", "replace"))
+    text = _UNSEEN.sub("", text).strip()
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def compile_patterns(patterns: Sequence[Pattern], *, use_hyperscan: bool = True) -> Matcher:
+    """Make a matcher.
+
+    Parameters
+    ----------
+    patterns
+        Their names must differ.
+    use_hyperscan
+        False: RE2 alone, as on a machine without a Hyperscan wheel.
+
+    Raises
+    ------
+    PatternError
+        A pattern that RE2 refuses (look-around, back-references), that is too large, that matches the empty line, or
+        whose groups carry a name that is taken.
+    """
+    names = [pattern.name for pattern in patterns]
+    for name in names:
+        if names.count(name) > 1:
+            raise PatternError(f'cannot use pattern "{name}": another pattern has this name')
+    confirmers = [_Confirmer(pattern) for pattern in patterns]
+    needs = [analyse(pattern.regex) for pattern in patterns]
+    if hyperscan is not None and use_hyperscan:
+        return Matcher(confirmers, _HyperscanFinder(needs))
+    return Matcher(confirmers, _Re2Finder(needs))
+
+
+def check_samples(pattern: Pattern) -> list[str]:
+    """Faults of the pattern and of its samples; empty when each behaves as it says."""
+    try:
+        matcher = compile_patterns([pattern])
+    except PatternError as error:
+        return [str(error)]
+    faults = []
+    for line in pattern.match:
+        if not any(matcher.scan(line.encode() + b"\n")):
+            faults.append(f'pattern "{pattern.name}" does not match its sample "{line}"')
+    for line in pattern.no_match:
+        if any(matcher.scan(line.encode() + b"\n")):
+            faults.append(f'pattern "{pattern.name}" matches "{line}", which its samples say it must not')
+    return faults
+
+
+class Matcher:
+    """Finds the lines of a buffer that patterns match. Not for use by two threads at once."""
+
+    def __init__(self, confirmers: Sequence[_Confirmer], finder: _Finder) -> None:
+        self._confirmers = tuple(confirmers)
+        self._finder = finder
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        return tuple(confirmer.pattern for confirmer in self._confirmers)
+
+    def scan(self, buffer: bytes | bytearray, start: int = 0, stop: int | None = None) -> Iterator[Match]:
+        """Matches in the order of their lines: one for each pattern and line.
+
+        Parameters
+        ----------
+        buffer
+            Holds whole lines, each ended by ``\\n``, from ``start`` to ``stop`` (its end). It must not change before
+            the iteration ends.
+        """
+        stop = len(buffer) if stop is None else stop
+        line_start, line_end = 0, -1
+        line = b""
+        tried: set[int] = set()
+        for offset, number in sorted(self._finder.candidates(buffer, start, stop)):
+            if offset > line_end:
+                line_start = buffer.rfind(b"\n", start, offset) + 1 or start
+                line_end = buffer.find(b"\n", offset, stop)
+                line_end = stop if line_end < 0 else line_end
+                line = bytes(buffer[line_start:line_end])
+                tried.clear()
+            if number in tried:
+                continue
+            tried.add(number)
+            confirmer = self._confirmers[number]
+            span = confirmer.confirm(line)
+            if span is not None:
+                self._finder.confirmed(number)
+                yield Match(confirmer.pattern, line_start, line_end, confirmer.groups(line, span))
+
+
+class _Confirmer:
+    """RE2 for one pattern: without groups for the verdict, with them only for what the match names."""
+
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
+        regex = pattern.regex
+        if len(regex) > LONGEST_REGEX:
+            raise _refused(pattern, f"it is {len(regex)} characters long, at most {LONGEST_REGEX} are allowed")
+        # Broken UTF-8 must not hide an error: ASCII patterns see bytes. Others see characters of the repaired line.
+        self._wide = not regex.isascii()
+        raw = regex.encode()
+        full = _compile(pattern, raw, wide=self._wide)
+        if full.programsize > LARGEST_PROGRAM:
+            raise _refused(pattern, "it is too large")
+        if full.search(b"") is not None:
+            raise _refused(pattern, "it matches the empty line, so every line")
+        self._names = {index: name.decode() for name, index in full.groupindex.items()}
+        for name in self._names.values():
+            if name in RESERVED_GROUPS or name.startswith("__"):
+                raise _refused(pattern, f'the group name "{name}" is taken')
+        # RE2 reads named groups even when told never to capture; the rewritten expression has none.
+        plain = analyse(regex).whole
+        self._test = (_compile(pattern, plain) if plain else _compile(pattern, raw, wide=self._wide))._regexp.Match
+        self._read = full._regexp.Match if self._names else None
+
+    def confirm(self, line: bytes) -> tuple[int, int] | None:
+        """The span of the first match in ``line``."""
+        text = self._repaired(line)
+        span: tuple[int, int] = self._test(_ANYWHERE, text, 0, len(text))[0]
+        return None if span[0] < 0 else span
+
+    def groups(self, line: bytes, span: tuple[int, int]) -> Labels:
+        """The named groups of a match; a group that took no part is absent."""
+        if self._read is None:
+            return ()
+        text = self._repaired(line)[: span[0] + GROUPS_WITHIN_BYTES]
+        spans = self._read(_ANYWHERE, text, span[0], len(text))
+        named = {name: spans[index] for index, name in self._names.items() if index < len(spans)}
+        return make_labels(
+            {name: readable(text[start:end], LONGEST_LABEL) for name, (start, end) in named.items() if start >= 0}
+        )
+
+    def _repaired(self, line: bytes) -> bytes:
+        return line.decode("utf-8", "replace").encode() if self._wide else line
+
+
+class _Finder(Protocol):
+    def candidates(self, buffer: bytes | bytearray, start: int, stop: int) -> Iterable[tuple[int, int]]:
+        """(an offset inside the line, the pattern's number): at least every line that a pattern matches."""
+
+    def confirmed(self, number: int) -> None:
+        """Told of each candidate that was one."""
+
+
+class _HyperscanFinder:
+    """Finds literals; gives a pattern whose literal is hot its whole expression instead."""
+
+    def __init__(self, needs: Sequence[Needs]) -> None:
+        self._needs = needs
+        self._expressions: dict[int, bytes] = {}
+        self._untold: list[int] = []
+        for number, need in enumerate(needs):
+            expression = need.literal or _supported(need.whole)
+            if expression is None:
+                self._untold.append(number)
+            else:
+                self._expressions[number] = expression
+        self._seen = [0] * len(needs)
+        self._true = [0] * len(needs)
+        self._unjudged = 0
+        self._compile()
+
+    def _compile(self) -> None:
+        self._bulk = _database(self._expressions, 0)
+        self._once = _database(self._expressions, hyperscan.HS_FLAG_SINGLEMATCH)
+
+    def confirmed(self, number: int) -> None:
+        self._true[number] += 1
+
+    def candidates(self, buffer: bytes | bytearray, start: int, stop: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        if self._bulk is not None and not self._scan(buffer, start, stop, found):
+            found = self._line_by_line(buffer, start, stop)
+        for _, number in found:
+            self._seen[number] += 1
+        self._unjudged += len(found)
+        if self._unjudged >= _HOT_AFTER:
+            self._judge()
+        if self._untold:
+            found.extend((at, number) for at, _ in _lines(buffer, start, stop) for number in self._untold)
+        return found
+
+    def _scan(self, buffer: bytes | bytearray, start: int, stop: int, found: list[tuple[int, int]]) -> bool:
+        """Scan at once. False: hits so dense that their callbacks would cost more than going line by line."""
+        most = 256 + (stop - start) // 64
+        before = start - 1  # a hit's end is one past its last byte
+
+        def hit(number: int, _start: int, end: int, _flags: int, _context: object) -> bool | None:
+            found.append((before + end, number))
+            return True if len(found) > most else None
+
+        try:
+            self._bulk.scan(memoryview(buffer)[start:stop], hit)
+        except hyperscan.ScanTerminated:
+            return False
+        return True
+
+    def _line_by_line(self, buffer: bytes | bytearray, start: int, stop: int) -> list[tuple[int, int]]:
+        """At most one hit for each pattern and line, so a line made of literals costs no more than any other."""
+        found: list[tuple[int, int]] = []
+        view = memoryview(buffer)
+        at = start
+
+        def hit(number: int, _start: int, _end: int, _flags: int, _context: object) -> None:
+            found.append((at, number))
+
+        for at, end in _lines(buffer, start, stop):
+            self._once.scan(view[at:end], hit)
+        return found
+
+    def _judge(self) -> None:
+        changed, self._unjudged = False, 0
+        for number, seen in enumerate(self._seen):
+            if seen < _HOT_AFTER // 2:
+                continue
+            whole = self._needs[number].whole
+            if self._true[number] < _HOT_BELOW * seen and self._expressions[number] != whole:
+                expression = _supported(whole)
+                if expression is not None:
+                    self._expressions[number] = expression
+                    changed = True
+            self._seen[number] = self._true[number] = 0
+        if changed:
+            self._compile()
+
+
+class _Re2Finder:
+    """All expressions as one alternation; a line it matches is a candidate for every pattern."""
+
+    def __init__(self, needs: Sequence[Needs]) -> None:
+        wholes = {number: need.whole for number, need in enumerate(needs) if need.whole is not None}
+        try:
+            options = _options()
+            options.max_mem = 64 << 20
+            joined = b"|".join(b"(?:%s)" % whole for whole in wholes.values())
+            self._any = re2.compile(b"(?m:" + joined + b")", options)._regexp.Match if wholes else None
+        except re2.error:  # together too large
+            self._any, wholes = None, {}
+        self._joined = tuple(wholes)
+        self._untold = [number for number in range(len(needs)) if number not in wholes]
+
+    def confirmed(self, number: int) -> None:
+        pass
+
+    def candidates(self, buffer: bytes | bytearray, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        if self._untold:
+            yield from ((at, number) for at, _ in _lines(buffer, start, stop) for number in self._untold)
+        while self._any is not None and start < stop:
+            hit, _ = self._any(_ANYWHERE, buffer, start, stop)[0]
+            if hit < 0:
+                return
+            yield from ((hit, number) for number in self._joined)
+            start = buffer.find(b"\n", hit, stop) + 1 or stop
+
+
+_ANYWHERE: Any = re2._Anchor.UNANCHORED
+"""The binding's own call is used below the wrapper: a match object for each line would double the cost."""
+
+
+def _options() -> Any:
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.log_errors = False
+    return options
+
+
+def _compile(pattern: Pattern, raw: bytes, *, wide: bool = False) -> Any:
+    options = _options()
+    if wide:
+        options.encoding = re2.Options.Encoding.UTF8
+    try:
+        return re2.compile(raw, options)
+    except re2.error as error:
+        raise _refused(pattern, _reason(error)) from None
+
+
+def _refused(pattern: Pattern, reason: str) -> PatternError:
+    return PatternError(f'cannot use pattern "{pattern.name}": {reason}')
+
+
+def _reason(error: Exception) -> str:
+    """RE2's complaint in the operator's words."""
+    raw = error.args[0] if error.args else ""
+    text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
+    if text.startswith(("invalid perl operator: (?=", "invalid perl operator: (?!", "invalid perl operator: (?<")):
+        return "look-around is not supported: its time cannot be bounded"
+    if re.search(r"invalid escape sequence: \\[1-9]", text):
+        return "back-references are not supported: their time cannot be bounded"
+    if "too large" in text or "repetition size" in text:
+        return f"it is too large ({text})"
+    return text
+
+
+def _supported(whole: bytes | None) -> bytes | None:
+    """``whole`` if Hyperscan takes it."""
+    if whole is None:
+        return None
+    try:
+        _database({0: whole}, 0)
+    except hyperscan.error:
+        return None
+    return whole
+
+
+def _database(expressions: dict[int, bytes], flags: int) -> Any:
+    if not expressions:
+        return None
+    database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
+    database.compile(
+        expressions=list(expressions.values()),
+        ids=list(expressions),
+        flags=[flags | hyperscan.HS_FLAG_MULTILINE] * len(expressions),
+    )
+    return database
+
+
+def _lines(buffer: bytes | bytearray, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of each line, newline not included."""
+    while start < stop:
+        end = buffer.find(b"\n", start, stop)
+        end = stop if end < 0 else end
+        yield start, end
+        start = end + 1
