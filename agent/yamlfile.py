@@ -57,13 +57,14 @@ def _text(path: str, faults: Faults) -> str | None:
     except OSError as error:
         faults.add(None, f"cannot read: {(error.strerror or str(error)).lower()}")
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        problem = _untrusted(status)
-        if problem:
-            faults.add(None, problem)
-            return None
-        raw = file.read(MAX_BYTES + 1)
+    try:
+        problem = _untrusted(os.fstat(descriptor))
+        raw = b"" if problem else os.read(descriptor, MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
+    if problem:
+        faults.add(None, problem)
+        return None
     if len(raw) > MAX_BYTES:
         faults.add(None, f"cannot read: larger than {MAX_BYTES // 1024} KiB")
         return None
