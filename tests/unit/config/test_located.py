@@ -48,7 +48,10 @@ def test_an_optional_part_is_on_when_named_and_off_when_false() -> None:
 
 
 def test_every_fault_is_reported_at_once_with_its_place() -> None:
-    text = "nme: x\nfor: 5\nshare: 0.5\npaths: [a, ~/x, $HOME/x, /a/../b]\ninner: {size: 10G, colour: red}\non: yes\ncount: 1.5\n"
+    text = (
+        "nme: x\nfor: 5\nshare: 0.5\npaths: [a, ~/x, $HOME/x, /a/../b]\n"
+        "inner: {size: 10G, colour: red}\non: yes\ncount: 1.5\n"
+    )
     value, faults = built(text)
     assert value is None
     assert faults == [

@@ -1,0 +1,172 @@
+"""``upkeep``: the words of the command line. What each does is in agent/commands, imported when it is asked for.
+
+Exit status everywhere: 0 done, 1 the answer is no or something was refused, 2 wrong usage (75: another agent holds the
+state directory).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from agent import __version__
+from agent.errors import UpkeepError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if not hasattr(arguments, "run"):
+        parser.print_help(sys.stderr)
+        return 2
+    module, _, function = arguments.run.partition(":")
+    try:
+        status: int = getattr(importlib.import_module(f"agent.commands.{module}"), function)(arguments)
+        sys.stdout.flush()
+    except UpkeepError as error:
+        print(str(error), file=sys.stderr)
+        return getattr(error, "exit_status", 1)
+    except BrokenPipeError:
+        # `upkeep events | head` is no error; the interpreter must not try to flush into the closed pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line; docs/reference/commands.md is made from it."""
+    parser = argparse.ArgumentParser(
+        prog="upkeep", description="Samples, watches, judges, repairs, proves and reports on this host."
+    )
+    parser.add_argument("--version", action="version", version=f"upkeep {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _agent_commands(commands)
+    _rule_commands(commands)
+    _looking_commands(commands)
+    _acting_commands(commands)
+    _other_commands(commands)
+    return parser
+
+
+Commands = argparse._SubParsersAction  # the one name argparse has for what add_subparsers gives
+
+
+def _add(commands: Commands[argparse.ArgumentParser], name: str, run: str, words: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.")
+    command.add_argument(
+        "--config", metavar="FILE", help="the configuration; else $UPKEEP_CONFIG, else /etc/upkeep/upkeep.yaml"
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _json(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    command.add_argument("--json", action="store_true", help="JSON instead of a table")
+    return command
+
+
+def _since(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument("--since", default=default, metavar="D", help=f"how far back, such as 2h or 7d ({default})")
+    command.add_argument("--limit", type=int, default=100, metavar="N", help="at most this many rows (100)")
+
+
+def _agent_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    run = _add(commands, "run", "run:run", "the agent, in the foreground")
+    run.add_argument("--once", action="store_true", help="one pass of everything, then exit")
+    run.add_argument("--verbose", "-v", action="store_true", help="log what is ordinary too")
+    init = _add(commands, "init", "init:run", "write a commented configuration and a folder for rules")
+    init.add_argument("directory", metavar="DIR", help="where; nothing that exists is overwritten")
+    init.add_argument("--system", action="store_true", help="state in /var/lib/upkeep; else in DIR/state")
+    ops = _add(commands, "ops", "ops:run", "the hands: the only code that deletes; or write their policy")
+    ops.add_argument("what", nargs="?", choices=["serve", "policy"], default="serve", help="serve, or print the policy")
+
+
+def _rule_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    check = _json(
+        _add(commands, "check", "check:run", "every fault of configuration, rules, patterns and jobs at once")
+    )
+    check.add_argument("files", nargs="*", metavar="FILE", help="`rules FILE…` as promtool does; none: all in use")
+    check.add_argument("--strict", action="store_true", help="warnings count as errors")
+    test = _json(_add(commands, "test", "test:run", "rule unit tests, in promtool's format"))
+    test.add_argument("what", choices=["rules"], help="what to test")
+    test.add_argument("files", nargs="+", metavar="FILE", help="test files")
+    query = _json(_add(commands, "query", "lookup:query", "evaluate PromQL over the store"))
+    query.add_argument("expression", metavar="PROMQL")
+    query.add_argument("--at", metavar="T", help="an instant: ISO time, epoch seconds, or an age such as 5m")
+    query.add_argument("--start", metavar="T", help="the start of a range")
+    query.add_argument("--end", metavar="T", help="the end of a range")
+    query.add_argument("--step", metavar="D", default="1m", help="the step of a range (1m)")
+    explain = _json(
+        _add(commands, "explain", "explain:run", "a rule, each part of its expression now, and why nothing happens")
+    )
+    explain.add_argument("rule", metavar="RULE", help="the alert's name")
+
+
+def _looking_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    sql = _json(
+        _add(commands, "sql", "lookup:sql", "plain SQL over the store, read-only; without a statement, a shell")
+    )
+    sql.add_argument("statement", nargs="?", metavar="SELECT")
+    _json(_add(commands, "status", "lookup:status", "alerts, collectors, last and next actions, brakes, disk used"))
+    actions = _json(_add(commands, "actions", "lookup:actions", "what was done and what it achieved, newest first"))
+    actions.add_argument("id", nargs="?", type=int, metavar="ID", help="one action with its plan and every item")
+    actions.add_argument("--rule", help="only of this rule")
+    actions.add_argument("--status", help="only with this status")
+    _since(actions, "7d")
+    events = _json(_add(commands, "events", "lookup:events", "what happened, newest first"))
+    events.add_argument("--kind", help="only of this kind, such as log_match")
+    events.add_argument("--severity", choices=["info", "warning", "error", "critical"], help="only of this severity")
+    _since(events, "24h")
+    alerts = _json(_add(commands, "alerts", "lookup:alerts", "alerts that stand, then those that ended"))
+    alerts.add_argument("--rule", help="only of this rule")
+    _since(alerts, "7d")
+    job = _json(_add(commands, "job", "job:run", "the calendar"))
+    job.add_argument("what", choices=["list", "run"])
+    job.add_argument("name", nargs="?", metavar="NAME", help="the job to run now")
+
+
+def _acting_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    plan = _json(_add(commands, "plan", "act:plan", "what a handler would change, item by item; changes nothing"))
+    apply = _json(_add(commands, "apply", "act:apply", "plan, ask, do, verify; recorded like any action"))
+    for command in (plan, apply):
+        command.add_argument("handler", metavar="HANDLER")
+        command.add_argument("parameters", nargs="*", metavar="KEY=VALUE", help="as in a rule's step")
+    apply.add_argument("--yes", action="store_true", help="do not ask")
+    pause = _add(commands, "pause", "act:pause", "stop all acting at once; watching goes on")
+    pause.add_argument("--for", dest="duration", metavar="D", help="until then; else until resumed")
+    _add(commands, "resume", "act:resume", "act again")
+    silence = _json(_add(commands, "silence", "act:silence", "keep alerts from acting and telling"))
+    silence.add_argument("what", choices=["add", "list", "end"])
+    silence.add_argument(
+        "subject", nargs="?", metavar="MATCHERS|ID", help='such as \'alertname="DiskFull",mountpoint="/data"\''
+    )
+    silence.add_argument("--for", dest="duration", metavar="D", help="how long")
+    silence.add_argument("--every", metavar="CRON", help="again at each of these times, for that long")
+    silence.add_argument("--why", metavar="TEXT", help="the reason; required")
+    circuit = _add(
+        commands, "circuit", "act:circuit", "let a handler act again that was stopped because it did not help"
+    )
+    circuit.add_argument("what", choices=["list", "close"])
+    circuit.add_argument("name", nargs="?", metavar="HANDLER:RESOURCE")
+    approve = _add(commands, "approve", "act:approve", "let an action that waits for a person go on")
+    approve.add_argument("id", type=int, metavar="ID")
+
+
+def _other_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    logs = _json(_add(commands, "logs", "logs:run", "patterns over past logs, .gz too"))
+    logs.add_argument("what", choices=["scan"])
+    logs.add_argument("paths", nargs="+", metavar="PATH", help="files, folders or globs")
+    logs.add_argument("--since", metavar="D", help="only files changed since, such as 7d")
+    report = _add(commands, "report", "report:run", "a report as HTML and text")
+    report.add_argument("period", choices=["daily", "weekly", "monthly"])
+    report.add_argument("--out", metavar="DIR", help="where; else reports/ in the state directory")
+    report.add_argument(
+        "--end", metavar="DATE", help="the day after the last one covered, such as 2026-11-23; else now"
+    )
+    report.add_argument("--title", help="another title")

@@ -1,0 +1,93 @@
+"""``upkeep check``: every fault of every file at once; ``upkeep check rules`` speaks as promtool does."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from agent import config, rulecheck, rulefile, yamlfile
+from agent.commands.common import print_json
+from agent.config import Config
+from agent.errors import Fault, FaultyFilesError
+from agent.rulefile import RuleSet
+
+
+def run(arguments: Namespace) -> int:
+    """Exit status 1 for an error, or for a warning with ``--strict``."""
+    files = list(arguments.files)
+    if files[:1] == ["rules"]:
+        return _as_promtool(files[1:], arguments)
+    if files:
+        found = _files(files)
+    else:
+        found = _all_in_use(arguments.config)
+    return _say(found, arguments)
+
+
+def _files(files: Sequence[str]) -> list[Fault]:
+    """Configuration and rule files in any mix, told apart by their top keys."""
+    parsed = yamlfile.read(files)
+    settings = {path: each for path, each in parsed.items() if config.looks_like_config(each[0])}
+    found: list[Fault] = []
+    chosen: Config | None = None
+    for path, (root, faults) in settings.items():
+        chosen, more = config.from_node(path, root, faults)
+        found.extend(more)
+    rules, more = rulefile.from_nodes({path: each for path, each in parsed.items() if path not in settings})
+    return [*found, *more, *_doubts(rules, chosen)]
+
+
+def _all_in_use(path: str | None) -> list[Fault]:
+    try:
+        loaded = config.load(path)
+    except FaultyFilesError as error:
+        return list(error.faults)
+    files = [*(rulefile.shipped() if loaded.config.shipped_rules else ()), *loaded.rule_files]
+    rules, found = rulefile.check(files)
+    return [*loaded.warnings, *found, *_doubts(rules, loaded.config)]
+
+
+def _doubts(rules: RuleSet | None, chosen: Config | None) -> list[Fault]:
+    return rulecheck.warnings(rules, chosen) if rules else []
+
+
+def _say(found: list[Fault], arguments: Namespace) -> int:
+    found = sorted(found)
+    errors = [fault for fault in found if not fault.warning]
+    if arguments.json:
+        print_json([dataclasses.asdict(fault) for fault in found])
+    else:
+        for fault in found:
+            print(fault, file=sys.stderr)
+        if not found:
+            print("ok")
+        elif not errors:
+            print(f"ok, {len(found)} warning{'s' if len(found) > 1 else ''}")
+    return 1 if errors or (arguments.strict and found) else 0
+
+
+def _as_promtool(files: list[str], arguments: Namespace) -> int:
+    """One verdict for each file, in promtool's words; warnings follow."""
+    if not files:
+        print("upkeep check rules: no files given", file=sys.stderr)
+        return 2
+    if arguments.json:
+        return _say(_files(files), arguments)
+    status = 0
+    for path in files:
+        rules, found = rulefile.check([path])
+        found.extend(_doubts(rules, None))
+        print(f"Checking {path}")
+        errors = [fault for fault in found if not fault.warning]
+        if errors:
+            print("  FAILED:")
+        else:
+            count = sum(len(group.rules) for group in rules.groups) if rules else 0
+            print(f"  SUCCESS: {count} rules found")
+        for fault in sorted(found):
+            print(f"    {fault}", file=sys.stderr)
+        status |= bool(errors) or (arguments.strict and bool(found))
+        print()
+    return int(status)

@@ -1,0 +1,113 @@
+"""What commands share: the configuration, times as people write them, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from agent import config
+from agent.errors import UpkeepError
+from agent.located import parse_duration
+
+
+def loaded(arguments: Namespace) -> config.LoadedConfig:
+    """The configuration a command works on."""
+    return config.load(arguments.config)
+
+
+def state_dir(arguments: Namespace) -> Path:
+    return Path(loaded(arguments).config.state_dir)
+
+
+def parse_time(text: str, now: float) -> float:
+    """An instant as people write it: ISO time (UTC unless it says otherwise), epoch seconds, or an age such as ``5m``.
+
+    Raises
+    ------
+    UpkeepError
+        Naming ``text``.
+    """
+    if re.fullmatch(r"\d{9,}(\.\d+)?", text):
+        return float(text)
+    try:
+        return now - parse_duration(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UpkeepError(f'cannot read "{text}" as a time: write 2026-11-23T12:00:00Z, 1700000000 or 5m') from None
+    if moment.tzinfo is None:
+        moment = datetime.fromisoformat(text + "+00:00") if "T" in text or " " in text else moment.astimezone()
+    return moment.timestamp()
+
+
+def duration(text: str) -> float:
+    """Seconds of a duration given on the command line.
+
+    Raises
+    ------
+    UpkeepError
+        Naming ``text``.
+    """
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UpkeepError(str(error)) from None
+
+
+def print_json(value: object) -> None:
+    json.dump(value, sys.stdout, indent=2, default=str, allow_nan=False)
+    print()
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns as wide as their widest cell, numbers to the right; the last column is left as long as it is."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    if not cells:
+        return
+    numeric = [all(_is_number(row[index]) for row in cells) for index in range(len(columns))]
+    widths = [max(len(name), *(len(row[index]) for row in cells)) for index, name in enumerate(columns)]
+    for row in [list(columns), *cells]:
+        parts = [
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        print("  ".join(parts).rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    # One row is one line, whatever a name or a log line holds.
+    return "".join(character if character.isprintable() else "�" for character in str(value))
+
+
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"-|-?\d+(\.\d+)?(e[+-]?\d+)?", text))
+
+
+def size(value: float) -> str:
+    """Bytes for people, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024 or unit == "TiB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")
+
+
+def span(seconds: float) -> str:
+    """A length of time for people: its two largest units."""
+    parts = []
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, seconds = divmod(seconds, length)
+        if count:
+            parts.append(f"{count:.0f}{unit}")
+    return "".join(parts[:2]) or "0s"

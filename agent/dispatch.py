@@ -1,0 +1,421 @@
+"""Carry out what the ledger asks for: brakes → plan → intent → apply → outcome → verify → next rung.
+
+An action is self-contained data in the ledger, so a crash at any instant loses nothing: what was only asked for is
+still asked for, what was running is closed as interrupted and planned afresh, what was being verified is verified.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from agent import faultpoint, guards
+from agent.alerting import OnMissing
+from agent.clock import Clock
+from agent.config import RemediationConfig
+from agent.engine import Engine, rung
+from agent.errors import ExpressionError, OpsError, StoreError, UpkeepError
+from agent.guards import Situation
+from agent.handlers import Handler, Tools, make
+from agent.model import Action, ActionStatus, AlertState, Event, Mode, Outcome, Plan, Severity, Verdict
+from agent.promql.parse import BinaryExpr
+from agent.rulefile import AlertRule
+from agent.store import Ledger
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+"""How often an action held back by a waiting brake is asked again."""
+APPLY_DEADLINE_S = 900.0
+VERIFY_EVERY_S = 5.0
+MAX_ATTEMPTS = 3
+CIRCUIT_OPENS_AFTER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Brakes:
+    """What the brakes need to know of the world outside the ledger."""
+
+    limits: RemediationConfig
+    mode: Mode
+    paused: Callable[[], bool]
+    host_busy: Callable[[], bool] = lambda: False
+
+
+class Dispatch:
+    """Carries out requested actions, one change at a time on the whole host.
+
+    Parameters
+    ----------
+    ledger
+        Where actions are asked for and recorded.
+    engine
+        Asked whether an alert still stands, before acting and to verify.
+    tools
+        The edges that handlers work through.
+    collect_now
+        Re-measures the named metrics and returns the instant: a repair is proven by a fresh sample, never by an old
+        one.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        engine: Engine,
+        tools: Tools,
+        brakes: Brakes,
+        clock: Clock,
+        collect_now: Callable[[frozenset[str]], Awaitable[float]],
+        record: Callable[[list[Event]], Awaitable[None]],
+        finished: Callable[[Action], None],
+        progress: Callable[[], None],
+    ) -> None:
+        self._ledger = ledger
+        self._engine = engine
+        self._tools = tools
+        self._brakes = brakes
+        self._clock = clock
+        self._collect_now = collect_now
+        self._record = record
+        self._finished = finished
+        self._progress = progress
+        self._wake = asyncio.Event()
+        self._locked: set[str] = set()
+        self._verifying: set[asyncio.Task[None]] = set()
+
+    def wake(self) -> None:
+        """Something was asked for."""
+        self._wake.set()
+
+    async def recover(self) -> None:
+        """Close what a crash left behind: a running action is interrupted, never assumed done nor repeated blindly."""
+        for action in await self._ledger.open_actions():
+            if action.status is ActionStatus.RUNNING:
+                await self._interrupted(action)
+            elif action.status is ActionStatus.VERIFYING:
+                self._start_verifying(action)
+
+    async def run(self) -> None:
+        """Carry out for ever."""
+        try:
+            while True:
+                waiting = await self._round()
+                self._progress()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), timeout=RETRY_S if waiting else 30.0)
+                self._wake.clear()
+        finally:
+            for task in self._verifying:
+                task.cancel()
+            await asyncio.gather(*self._verifying, return_exceptions=True)
+
+    async def carry_out(self, action: Action) -> Action:
+        """Carry out one action that a person asked for and wait for its end; it must be in the ledger already."""
+        await self._advance(action)
+        current = await self._ledger.action(action.id)
+        while current is not None and current.status is ActionStatus.VERIFYING and self._verifying:
+            await asyncio.wait(self._verifying)
+            current = await self._ledger.action(action.id)
+        return current or action
+
+    # -- one action --
+
+    async def _round(self) -> bool:
+        """Advance every open action once; whether any is waiting."""
+        waiting = False
+        for action in await self._ledger.open_actions():
+            if action.status in (ActionStatus.REQUESTED, ActionStatus.AWAITING_APPROVAL):
+                waiting |= await self._advance(action)
+        return waiting
+
+    async def _advance(self, action: Action) -> bool:
+        """One action as far as it goes now; whether it is left waiting."""
+        try:
+            handler = make(action.handler, action.params, self._tools)
+        except UpkeepError as error:
+            await self._close(action, ActionStatus.REFUSED, "bad_parameters", error=str(error))
+            return False
+        action = dataclasses.replace(action, resource=handler.resource())
+        if not self._still_wanted(action):
+            await self._close(action, ActionStatus.REFUSED, "alert_cleared")
+            return False
+        situation = await self._situation(action, handler)
+        reason = guards.first_reason(situation)
+        if reason in guards.WAITING:
+            await self._wait(action, reason)
+            return True
+        try:
+            plan = await handler.plan(self._clock.wall())
+        except OpsError as error:
+            await self._failed_to_plan(action, error)
+            return False
+        plan = _cut(plan, self._brakes.limits)
+        reason = reason or guards.plan_reason(plan, self._brakes.limits.limits.percent_per_action)
+        if reason:
+            await self._held(dataclasses.replace(action, plan=plan), reason)
+            return False
+        await self._act(action, handler, plan)
+        return False
+
+    async def _act(self, action: Action, handler: Handler, plan: Plan) -> None:
+        """INTENT → apply → OUTCOME; the intent is on disk before anything is touched."""
+        faultpoint.reach("intent_before")
+        running = dataclasses.replace(
+            action, status=ActionStatus.RUNNING, reason="", plan=plan, started_at=self._clock.wall()
+        )
+        try:
+            await self._ledger.save_action(running)
+        except StoreError as error:
+            log.error("ledger_unwritable action=%d error=%s", action.id, error)
+            return
+        faultpoint.reach("intent_after")
+        log.info("action_started id=%d handler=%s plan=%s", action.id, action.handler, plan.summary)
+        self._locked.add(running.resource)
+        outcome = await self._apply(handler, plan)
+        verifying = dataclasses.replace(running, status=ActionStatus.VERIFYING, outcome=outcome)
+        await self._ledger.save_action(verifying)
+        faultpoint.reach("outcome_after")
+        self._start_verifying(verifying)
+
+    async def _apply(self, handler: Handler, plan: Plan) -> Outcome:
+        try:
+            async with asyncio.timeout(APPLY_DEADLINE_S):
+                return await handler.apply(plan)
+        except TimeoutError:
+            return Outcome(error=f"did not end within {APPLY_DEADLINE_S:.0f} s and was abandoned")
+        except OpsError as error:
+            return Outcome(error=str(error))
+
+    async def _wait(self, action: Action, reason: str) -> None:
+        """Leave an action open, and say why once, not each time it is asked again."""
+        asks = reason == "awaiting_approval"
+        status = ActionStatus.AWAITING_APPROVAL if asks else ActionStatus.REQUESTED
+        if action.reason == reason and action.status is status:
+            return
+        plan = action.plan
+        if asks and plan is None:
+            handler = make(action.handler, action.params, self._tools)
+            with contextlib.suppress(OpsError):
+                plan = await handler.plan(self._clock.wall())
+        log.info("action_waits id=%d handler=%s reason=%s", action.id, action.handler, reason)
+        await self._ledger.save_action(dataclasses.replace(action, status=status, reason=reason, plan=plan))
+
+    async def _held(self, action: Action, reason: str) -> None:
+        """A final reason: observed or refused, and the next rung's turn."""
+        if reason == "observe_mode":
+            await self._close(action, ActionStatus.OBSERVED, reason)
+        elif reason == "nothing_to_do":
+            await self._close(action, ActionStatus.DONE, reason, verdict=Verdict.NO_EFFECT)
+        else:
+            await self._close(action, ActionStatus.REFUSED, reason)
+        await self._next_rung(action)
+
+    async def _failed_to_plan(self, action: Action, error: OpsError) -> None:
+        await self._close(action, ActionStatus.DONE, "plan_failed", verdict=Verdict.FAILED, error=str(error))
+        await self._next_rung(action)
+
+    async def _interrupted(self, action: Action) -> None:
+        """After a crash: plan afresh where repeating is harmless, else leave it to the next rung."""
+        await self._close(action, ActionStatus.INTERRUPTED, "agent_stopped_while_running")
+        handler = make(action.handler, action.params, self._tools)
+        if handler.idempotent and action.attempt < MAX_ATTEMPTS:
+            again = dataclasses.replace(
+                action,
+                id=0,
+                attempt=action.attempt + 1,
+                status=ActionStatus.REQUESTED,
+                reason="",
+                plan=None,
+                outcome=None,
+                started_at=None,
+                finished_at=None,
+                requested_at=self._clock.wall(),
+            )
+            await self._request(again)
+        else:
+            await self._next_rung(action)
+
+    # -- verification --
+
+    def _start_verifying(self, action: Action) -> None:
+        self._locked.add(action.resource)
+        task = asyncio.create_task(self._verify(action))
+        self._verifying.add(task)
+        task.add_done_callback(self._verifying.discard)
+
+    async def _verify(self, action: Action) -> None:
+        try:
+            faultpoint.reach("verify_before")
+            verdict, reason = await self._verdict(action)
+            await self._close(action, ActionStatus.DONE, reason, verdict=verdict)
+        except Exception:
+            log.exception("verification_crashed action=%d", action.id)
+            await self._close(action, ActionStatus.DONE, "not_verified", verdict=Verdict.FAILED)
+            verdict = Verdict.FAILED
+        finally:
+            self._locked.discard(action.resource)
+        await self._count(action, verdict)
+        if verdict is not Verdict.FIXED:
+            await self._next_rung(action)
+
+    async def _verdict(self, action: Action) -> tuple[Verdict | None, str]:
+        """What the action achieved: asked of the alert's own expression, on samples taken after the change."""
+        outcome = action.outcome or Outcome()
+        if outcome.error:
+            return Verdict.FAILED, "apply_failed"
+        if make(action.handler, action.params, self._tools).harmless:
+            return None, ""
+        rule = self._engine.rule_named(action.rule, action.labels) if action.rule else None
+        if rule is None:
+            done = any(item.result == "done" for item in outcome.items)
+            return (Verdict.FIXED if done else Verdict.NO_EFFECT), ""
+        return await self._ask_rule(rule, action)
+
+    async def _ask_rule(self, rule: AlertRule, action: Action) -> tuple[Verdict, str]:
+        within = _verify_within(rule, action)
+        deadline = self._clock.boot() + within
+        before = next((a.value for a in self._engine.alerts() if a.rule == rule.name and a.labels == action.labels), None)
+        value: float | None = None
+        known = False
+        while True:
+            at = await self._collect_now(rule.metrics)
+            try:
+                value, known = await self._engine.verify(action.rule, action.labels, at), True
+            except ExpressionError as error:
+                log.info("verification_waits action=%d why=%s", action.id, error)
+            if known and value is None:
+                self._engine.wake(rule.metrics)
+                return Verdict.FIXED, ""
+            remaining = deadline - self._clock.boot()
+            if remaining <= 0:
+                break
+            await asyncio.sleep(min(VERIFY_EVERY_S, remaining))
+        if not known or value is None:
+            return Verdict.NO_EFFECT, "not_verified"
+        return (Verdict.WORSE if _is_worse(rule, before, value) else Verdict.NO_EFFECT), ""
+
+    async def _count(self, action: Action, verdict: Verdict | None) -> None:
+        """Two in a row that did not help open the circuit of this handler on this resource."""
+        if verdict is Verdict.FIXED or verdict is None:
+            return
+        last = await self._ledger.recent_actions(handler=action.handler, resource=action.resource)
+        judged = [past.verdict for past in last if past.verdict is not None and past.reason != "nothing_to_do"]
+        if len(judged) >= CIRCUIT_OPENS_AFTER and Verdict.FIXED not in judged[:CIRCUIT_OPENS_AFTER]:
+            await self._ledger.open_circuit(action.handler, action.resource, self._clock.wall())
+            message = (
+                f"circuit opened: {action.handler} on {action.resource} did not help {CIRCUIT_OPENS_AFTER} times in a "
+                f"row; when you know why: upkeep circuit close {action.handler}:{action.resource}"
+            )
+            await self._record([Event("circuit_opened", Severity.ERROR, message, "dispatch", self._clock.wall())])
+
+    async def _next_rung(self, action: Action) -> None:
+        """One rung up, unless the alert has cleared meanwhile. The last rung is a person's."""
+        rule = self._engine.rule_named(action.rule, action.labels) if action.rule else None
+        if rule is None or not self._still_wanted(action):
+            return
+        at = self._clock.wall()
+        following = rung(rule, action.labels, action.fired_at, action.step + 1, 1, self._brakes.mode, at)
+        if following is not None:
+            await self._request(following)
+        else:
+            log.warning("ladder_ended rule=%s labels=%s", action.rule, dict(action.labels))
+
+    async def _request(self, action: Action) -> None:
+        await self._ledger.commit_alerts([], [action])
+        self._wake.set()
+
+    async def _close(
+        self, action: Action, status: ActionStatus, reason: str, *, verdict: Verdict | None = None, error: str = ""
+    ) -> None:
+        outcome = action.outcome or (Outcome(error=error) if error else None)
+        closed = dataclasses.replace(
+            action, status=status, reason=reason, verdict=verdict, outcome=outcome, finished_at=self._clock.wall()
+        )
+        await self._ledger.save_action(closed)
+        freed = outcome.bytes_freed if outcome else 0
+        log.info(
+            "action_%s id=%d handler=%s resource=%s outcome=%s reason=%s bytes_freed=%d",
+            status, action.id, action.handler, action.resource, verdict or "-", reason or "-", freed,
+        )  # fmt: skip
+        self._finished(closed)
+
+    # -- what the brakes look at --
+
+    def _still_wanted(self, action: Action) -> bool:
+        """Whether the alert behind an action still fires; a job's or a person's action always is wanted."""
+        if not action.rule:
+            return True
+        return any(
+            alert.rule == action.rule and alert.labels == action.labels and alert.state is AlertState.FIRING
+            and not (alert.missing and not self._fires_on_missing(action))
+            for alert in self._engine.alerts()
+        )  # fmt: skip
+
+    def _fires_on_missing(self, action: Action) -> bool:
+        rule = self._engine.rule_named(action.rule, action.labels)
+        return rule is not None and rule.timing.on_missing is OnMissing.FIRE
+
+    async def _situation(self, action: Action, handler: Handler) -> Situation:
+        rule = self._engine.rule_named(action.rule, action.labels) if action.rule else None
+        fix = rule.remediation if rule else None
+        config = self._brakes.limits
+        past = await self._ledger.recent_actions(handler=action.handler, resource=action.resource)
+        acted = [seconds for other in past if (seconds := self._ledger.age_s(other)) is not None and other.id != action.id]
+        hour = await self._ledger.count_started(handler=action.handler, within_s=3600.0)
+        in_period = (
+            await self._ledger.count_started(rule=action.rule, within_s=fix.limit.per_s) if fix and fix.limit else 0
+        )
+        return Situation(
+            paused=self._brakes.paused(),
+            mode=action.mode,
+            approved=bool(action.extra.get("approved")),
+            by_person=action.cause.startswith("person"),
+            harmless=handler.harmless,
+            handler_disabled=action.handler in config.disabled_handlers,
+            since_boot_s=self._clock.boot(),
+            boot_grace_s=config.boot_grace,
+            silenced=bool(rule) and await self._ledger.silenced(action.rule, action.labels, self._clock.wall()),
+            host_busy=handler.waits_for_idle_host and self._brakes.host_busy(),
+            since_last_s=min(acted, default=None),
+            cooldown_s=fix.cooldown_s if fix and action.step == 0 else 0.0,
+            in_last_hour=hour,
+            actions_per_hour=config.limits.actions_per_hour,
+            in_limit_period=in_period if action.step == 0 else 0,
+            limit=fix.limit if fix else None,
+            circuit_open=await self._ledger.circuit_is_open(action.handler, action.resource),
+            locked=action.resource in self._locked,
+        )
+
+
+def _verify_within(rule: AlertRule, action: Action) -> float:
+    steps = rule.remediation.steps if rule.remediation else ()
+    return steps[action.step].verify_within_s if action.step < len(steps) else VERIFY_EVERY_S
+
+
+def _is_worse(rule: AlertRule, before: float | None, after: float) -> bool:
+    """Whether the value moved further over the rule's own threshold; only a top-level ``<`` or ``>`` says which way."""
+    node = rule.expr.node
+    if before is None or not isinstance(node, BinaryExpr):
+        return False
+    if node.op in (">", ">="):
+        return after > before
+    return node.op in ("<", "<=") and after < before
+
+
+def _cut(plan: Plan, limits: RemediationConfig) -> Plan:
+    """A plan within the caps on files and bytes: what comes first stays, the rest waits for the next run."""
+    kept, total = 0, 0
+    for item in plan.items[: limits.limits.files_per_action]:
+        if total + item.bytes > limits.limits.bytes_per_action:
+            break
+        kept, total = kept + 1, total + item.bytes
+    if kept == len(plan.items):
+        return plan
+    return dataclasses.replace(plan, items=plan.items[:kept], summary=f"{plan.summary} (cut to {kept} items)")
+
+

@@ -1,0 +1,389 @@
+"""Judge rules: on every commit the rules that select what was committed, and each group once per interval.
+
+What a rule means is in the pure functions; the runner below them only decides *when*, and stores an alert together
+with the action it asks for in one transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from agent import faultpoint
+from agent.alerting import step
+from agent.clock import Clock
+from agent.errors import ExpressionError, StoreError
+from agent.model import Action, ActionStatus, Alert, AlertState, Event, Labels, Mode, Reading, Series, Severity
+from agent.promql.evaluate import Source, evaluate
+from agent.promql.values import Vector
+from agent.rulefile import AlertRule, Expression, Group, RecordingRule, Rule, RuleSet
+from agent.store import Ledger
+
+log = logging.getLogger(__name__)
+
+States = Mapping[Labels, Alert]
+
+
+# -- what a rule means -----------------------------------------------------------------------------------------------
+
+
+def breaches(rule: AlertRule, source: Source, at: float) -> dict[Labels, float]:
+    """The label sets for which the rule's expression is true at ``at``, with the value each has."""
+    return _labelled(rule, rule.expr.node, source, at)
+
+
+def known_false(rule: AlertRule, source: Source, at: float) -> frozenset[Labels] | None:
+    """The label sets known not to be in breach; None where the absence of a result says so.
+
+    With ``clear`` it is that expression which says it. Otherwise it is the inverse of the rule's own condition, so that
+    data which went missing is not mistaken for data which got better.
+    """
+    node = rule.clear.node if rule.clear else rule.expr.false_node
+    return None if node is None else frozenset(_labelled(rule, node, source, at))
+
+
+def judge(rule: AlertRule, previous: States, source: Source, at: float) -> States:
+    """The rule's alerts at ``at``, given those before; those that ended are returned once as inactive."""
+    found = breaches(rule, source, at)
+    # Nothing to clear: the second expression need not be asked.
+    gone = known_false(rule, source, at) if previous.keys() - found.keys() or rule.clear else frozenset()
+    return step(rule.name, previous, found, gone, rule.timing, at)
+
+
+def _labelled(rule: AlertRule, node: object, source: Source, at: float) -> dict[Labels, float]:
+    value = evaluate(node, source, at)  # type: ignore[arg-type]
+    if not isinstance(value, Vector):
+        # As Prometheus: a scalar expression is an alert without labels.
+        raise ExpressionError(f'cannot judge "{rule.expr.text}": it gives no vector')
+    return {alert_labels(rule, element.labels, element.value, source, at): element.value for element in value.elements}
+
+
+def alert_labels(rule: AlertRule, labels: Labels, value: float, source: Source, at: float) -> Labels:
+    """An alert's identity: the labels of the result without the metric's name, and the rule's own."""
+    merged = {name: text for name, text in labels if name != "__name__"}
+    for name, template in rule.labels.items():
+        merged[name] = template.expand(labels, value, _query(source, at))
+    return tuple(sorted((name, text) for name, text in merged.items() if text))
+
+
+def annotation(rule: AlertRule, name: str, alert: Alert, source: Source, at: float) -> str:
+    """One annotation in words for one alert; empty when the rule has none of that name."""
+    template = rule.annotations.get(name)
+    return template.expand(alert.labels, alert.value, _query(source, at)) if template else ""
+
+
+def _query(source: Source, at: float) -> Callable[[object], object]:
+    return lambda node: evaluate(node, source, at)  # type: ignore[arg-type]
+
+
+def first_request(rule: AlertRule, alert: Alert, mode: Mode, at: float) -> Action | None:
+    """The action that a firing alert asks for first; None for a rule without a remediation."""
+    return rung(rule, alert.labels, alert.fired_at or at, 0, 1, mode, at)
+
+
+def rung(
+    rule: AlertRule, labels: Labels, fired_at: float, index: int, attempt: int, mode: Mode, at: float
+) -> Action | None:
+    """The action for one rung of a rule's ladder; None where the ladder ends."""
+    if rule.remediation is None or index >= len(rule.remediation.steps):
+        return None
+    chosen = rule.remediation.steps[index]
+    return Action(
+        id=0,
+        cause=f"alert {rule.name}",
+        rule=rule.name,
+        labels=labels,
+        fired_at=fired_at,
+        step=index,
+        attempt=attempt,
+        handler=chosen.handler,
+        params=dataclasses.asdict(chosen.spec),
+        resource="",
+        status=ActionStatus.REQUESTED,
+        requested_at=at,
+        mode=rule.remediation.mode or mode,
+    )
+
+
+# -- the runner ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Judged:
+    """A rule and the alerts it has now."""
+
+    rule: AlertRule
+    states: States
+    failing: bool = False
+
+
+@dataclass(slots=True)
+class _Scheduled:
+    group: Group
+    due: float
+
+
+class Engine:
+    """Keeps every rule's alerts up to date.
+
+    Parameters
+    ----------
+    recent, history
+        Sources: samples in memory, and a function that opens a reader over everything kept, for expressions that look
+        further back than memory reaches.
+    ledger
+        Where alerts and the actions they ask for are stored, in one transaction.
+    append
+        Stores what recording rules compute.
+    record
+        Stores events.
+    requested
+        Called after a commit that asked for actions; it wakes dispatch.
+    progress
+        Called each time round, for the watchdog.
+    """
+
+    def __init__(
+        self,
+        rules: RuleSet,
+        *,
+        mode: Mode,
+        clock: Clock,
+        recent: Source,
+        reach_s: Callable[[], float],
+        history: Callable[[], contextlib.AbstractContextManager[Source]],
+        ledger: Ledger,
+        append: Callable[[list[Reading]], Awaitable[None]],
+        record: Callable[[list[Event]], Awaitable[None]],
+        requested: Callable[[], None],
+        progress: Callable[[], None],
+    ) -> None:
+        self._mode = mode
+        self._clock = clock
+        self._recent = recent
+        self._reach_s = reach_s
+        self._history = history
+        self._ledger = ledger
+        self._append = append
+        self._record = record
+        self._requested = requested
+        self._progress = progress
+        self._woken: set[str] = set()
+        self._wake = asyncio.Event()
+        self._busy = asyncio.Lock()
+        self._judged: dict[str, _Judged] = {}
+        self._schedule: list[_Scheduled] = []
+        self._rules = RuleSet()
+        self._adopt(rules, {})
+
+    @property
+    def rules(self) -> RuleSet:
+        return self._rules
+
+    def alerts(self) -> list[Alert]:
+        """Every alert that is pending or firing now."""
+        return [alert for judged in self._judged.values() for alert in judged.states.values()]
+
+    def rule_named(self, name: str, labels: Labels) -> AlertRule | None:
+        """The rule that made an alert: the one of that name whose own fixed labels the alert carries."""
+        held = [judged.rule for judged in self._judged.values() if judged.rule.name == name]
+        carrying = [rule for rule in held if _carries(rule, labels)]
+        return next(iter(carrying or held), None)
+
+    def wake(self, metrics: Iterable[str]) -> None:
+        """Samples of these metrics were committed: judge the rules that select them at once."""
+        self._woken.update(metrics)
+        self._wake.set()
+
+    async def restore(self) -> None:
+        """Take up the alerts of the ledger, pending timers included."""
+        for alert in await self._ledger.alerts():
+            rule = self.rule_named(alert.rule, alert.labels)
+            if rule is None:
+                await self._close([alert])
+                continue
+            judged = self._judged[_key(rule)]
+            judged.states = {**judged.states, alert.labels: alert}
+
+    async def replace(self, rules: RuleSet) -> None:
+        """Take another rule set; alerts of rules that stay keep their state, those of rules that went are closed."""
+        async with self._busy:
+            before = self._judged
+            self._adopt(rules, {key: judged.states for key, judged in before.items()})
+            gone = [alert for key, old in before.items() if key not in self._judged for alert in old.states.values()]
+            await self._close(gone)
+
+    async def run(self) -> None:
+        """Judge for ever."""
+        while True:
+            await self._sleep()
+            async with self._busy:
+                boot, at = self._clock.boot(), self._clock.wall()
+                woken, self._woken = self._woken, set()
+                self._wake.clear()
+                for entry in self._schedule:
+                    if entry.due <= boot:
+                        # Intervals missed while asleep or starved are one evaluation, not a burst.
+                        entry.due = boot + entry.group.interval_s
+                        await self._judge_group(entry.group, at)
+                if woken:
+                    await self._judge_rules(self._selecting(woken), at)
+            self._progress()
+
+    async def verify(self, name: str, labels: Labels, at: float) -> float | None:
+        """Ask a rule's own expression whether an alert still stands: its value, or None when it is no longer true.
+
+        Raises
+        ------
+        ExpressionError
+            When the expression cannot be evaluated: that proves nothing.
+        """
+        rule = self.rule_named(name, labels)
+        if rule is None:
+            raise ExpressionError(f'cannot verify "{name}": the rule is no longer loaded')
+        found = await self._with_source(rule.expr, lambda source: breaches(rule, source, at))
+        if labels in found:
+            return found[labels]
+        gone = await self._with_source(rule.expr, lambda source: known_false(_without_clear(rule), source, at))
+        if gone is not None and labels not in gone:
+            raise ExpressionError(f'cannot verify "{name}": its data is missing')
+        return None
+
+    # -- inside --
+
+    def _adopt(self, rules: RuleSet, states: Mapping[str, States]) -> None:
+        self._rules = rules
+        boot = self._clock.boot()
+        self._schedule = [_Scheduled(group, boot) for group in rules.groups]
+        self._judged = {}
+        for rule in rules.alert_rules:
+            key = _key(rule)
+            self._judged[key] = _Judged(rule, states.get(key, {}))
+        self._wake.set()
+
+    async def _sleep(self) -> None:
+        """Until a commit or the next group that is due."""
+        boot = self._clock.boot()
+        due = min((entry.due for entry in self._schedule), default=boot + 15.0)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), timeout=max(0.0, due - boot))
+
+    def _selecting(self, metrics: set[str]) -> list[AlertRule]:
+        return [judged.rule for judged in self._judged.values() if judged.rule.metrics & metrics]
+
+    async def _judge_group(self, group: Group, at: float) -> None:
+        recorded: list[Reading] = []
+        for rule in group.rules:
+            if isinstance(rule, RecordingRule):
+                recorded.extend(await self._recorded(rule, at))
+        if recorded:
+            await self._append(recorded)
+        await self._judge_rules([rule for rule in group.rules if isinstance(rule, AlertRule)], at)
+
+    async def _recorded(self, rule: RecordingRule, at: float) -> list[Reading]:
+        try:
+            value = await self._with_source(rule.expr, lambda source: evaluate(rule.expr.node, source, at))
+        except ExpressionError as error:
+            log.warning("rule_failed name=%s error=%s", rule.name, error)
+            return []
+        if not isinstance(value, Vector) or not value.elements:
+            return []
+        series = tuple(Series(rule.name, _recorded_labels(rule, element.labels)) for element in value.elements)
+        return [Reading(at, series, [element.value for element in value.elements])]
+
+    async def _judge_rules(self, rules: Iterable[AlertRule], at: float) -> None:
+        updates: list[tuple[_Judged, States]] = []
+        for rule in rules:
+            judged = self._judged[_key(rule)]
+            try:
+                states = await self._with_source(
+                    rule.expr, lambda source, judged=judged: judge(judged.rule, judged.states, source, at)
+                )
+            except ExpressionError as error:
+                await self._failed(judged, error, at)
+                continue
+            judged.failing = False
+            updates.append((judged, states))
+        await self._commit(updates, at)
+
+    async def _with_source(self, expr: Expression, ask: Callable[[Source], object]) -> object:
+        """Ask of memory what memory holds, and of the files, in a thread, what lies further back."""
+        if expr.lookback_s <= self._reach_s():
+            return ask(self._recent)
+
+        def over_files() -> object:
+            with self._history() as source:
+                return ask(source)
+
+        return await asyncio.to_thread(over_files)
+
+    async def _commit(self, updates: list[tuple[_Judged, States]], at: float) -> None:
+        changed: list[Alert] = []
+        requests: list[Action] = []
+        for judged, states in updates:
+            for labels, alert in states.items():
+                before = judged.states.get(labels)
+                if before is None or _stored_part(before) != _stored_part(alert):
+                    changed.append(alert)
+                if alert.state is AlertState.FIRING and (before is None or before.state is not AlertState.FIRING):
+                    request = first_request(judged.rule, alert, self._mode, at)
+                    requests.extend([request] if request else [])
+        if changed:
+            faultpoint.reach("alert_before")
+            try:
+                await self._ledger.commit_alerts(changed, requests)
+            except StoreError as error:
+                # Not stored, so not happened: the states stay as they were and the next round tries again.
+                log.error("ledger_unwritable error=%s", error)
+                return
+            faultpoint.reach("alert_after")
+            for alert in changed:
+                log.info("alert_%s rule=%s labels=%s value=%g", alert.state, alert.rule, dict(alert.labels), alert.value)
+        for judged, states in updates:
+            judged.states = {
+                labels: alert for labels, alert in states.items() if alert.state is not AlertState.INACTIVE
+            }
+        if requests:
+            self._requested()
+
+    async def _failed(self, judged: _Judged, error: ExpressionError, at: float) -> None:
+        """A rule that cannot be judged keeps its alerts as they were; said once until it recovers."""
+        if judged.failing:
+            return
+        judged.failing = True
+        message = f'cannot judge rule "{judged.rule.name}" ({judged.rule.place}): {error}'
+        await self._record([Event("rule_failed", Severity.ERROR, message, "engine", at)])
+
+    async def _close(self, alerts: list[Alert]) -> None:
+        if alerts:
+            closed = [dataclasses.replace(alert, state=AlertState.INACTIVE) for alert in alerts]
+            await self._ledger.commit_alerts(closed, [])
+
+
+def _key(rule: Rule) -> str:
+    """What makes a rule the same rule after a reload: its name, its fixed labels, and what it asks."""
+    labels = sorted((name, getattr(value, "text", value)) for name, value in rule.labels.items())
+    return f"{rule.name}{labels}{rule.expr.text}"
+
+
+def _carries(rule: AlertRule, labels: Labels) -> bool:
+    held = dict(labels)
+    return all("{{" in value.text or held.get(name, "") == value.text for name, value in rule.labels.items())
+
+
+def _without_clear(rule: AlertRule) -> AlertRule:
+    return dataclasses.replace(rule, clear=None)
+
+
+def _stored_part(alert: Alert) -> tuple[object, ...]:
+    """What must reach the ledger; the value of every second need not."""
+    return (alert.state, alert.active_since, alert.fired_at, alert.clear_since, alert.missing)
+
+
+def _recorded_labels(rule: RecordingRule, labels: Labels) -> Labels:
+    merged = {**{name: text for name, text in labels if name != "__name__"}, **rule.labels}
+    return tuple(sorted((name, text) for name, text in merged.items() if text))
