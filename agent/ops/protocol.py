@@ -302,7 +302,7 @@ def parse_json(raw: bytes) -> object:
 
 @functools.cache
 def _hints(cls: Hashable) -> Mapping[str, object]:
-    return typing.get_type_hints(cls)
+    return typing.get_type_hints(typing.cast(type, cls))
 
 
 def construct(cls: type[M], body: object, where: str, faults: list[str]) -> M | None:
@@ -311,7 +311,7 @@ def construct(cls: type[M], body: object, where: str, faults: list[str]) -> M | 
         faults.append(f"{where or 'it'} must be an object")
         return None
     before = len(faults)
-    hints = _hints(cls)
+    hints = _hints(typing.cast(Hashable, cls))
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     for name in body.keys() - hints.keys():
         faults.append(f'unknown field "{where}{str(name)[:40]}"')

@@ -1,0 +1,31 @@
+"""``report``: write a report, as a rung or on the calendar."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from agent import specs
+from agent.handlers.port import Tools
+from agent.model import ItemResult, Outcome, Plan, PlanItem
+
+
+class Report:
+    """Has one report written."""
+
+    idempotent: ClassVar[bool] = True
+    harmless: ClassVar[bool] = True
+    waits_for_idle_host: ClassVar[bool] = False
+
+    def __init__(self, spec: specs.Report, tools: Tools) -> None:
+        self._period = spec.period
+        self._tools = tools
+
+    def resource(self) -> str:
+        return f"report:{self._period}"
+
+    async def plan(self, at: float) -> Plan:
+        return Plan("report", self.resource(), f"write the {self._period} report", (PlanItem("write", self._period),))
+
+    async def apply(self, plan: Plan) -> Outcome:
+        written = [await self._tools.write_report(item.target) for item in plan.items]
+        return Outcome(tuple(ItemResult(item.target, "done") for item in plan.items), text="\n".join(written))
