@@ -1,0 +1,420 @@
+"""Runs the tailer: events and a sweep wake it, matches become events and counters, and all of it commits with the offsets.
+
+Files are read and matched in a thread of their own: a log folder on a hung mount stops this loop and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import logging
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from agent.clock import Clock
+from agent.logwatch.counts import FileCounts, LabelBound, Throttle
+from agent.logwatch.patterns import Match, Matcher, readable
+from agent.logwatch.tailer import Block, Notice, Tail, Tailer
+from agent.logwatch.watch import Watch
+from agent.model import Event, Labels, Reading, Severity, make_labels
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Commit = Callable[[Sequence[Event], Sequence[Reading], Mapping[str, Mapping[str, Any]]], Awaitable[None]]
+
+PREFIX = "log:"
+"""Before each path in the store's table of offsets; alone, it is the entry of the watched globs."""
+
+SWEEP_S = 10.0
+BLIND_SWEEP_S = 1.0
+"""Where a folder is not watched: no inotify instance, no watch left, or it rests during a burst."""
+COALESCE_S = 0.02
+BURST_PER_S = 200
+CALM_S = 1.0
+QUIET_COMMIT_S = 1.0
+"""Lines without a match wait this long for their commit: a crash reads them again, and counts them once."""
+EMIT_S = 1.0
+REPEAT_S = 60.0
+"""Counters are sampled anew this often though unchanged: a series is stale after five minutes."""
+UNFINISHED_S = 5.0
+"""A last line without newline is matched when it has been still this long: crashing programs leave such."""
+TURN_BYTES = 2 * 1024 * 1024
+EVENTS_PER_S = 50
+LONGEST_MESSAGE = 2048
+FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is read and not yet committed."""
+
+    events: list[Event] = field(default_factory=list)
+    touched: set[str] = field(default_factory=set)
+    at_once: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.events or self.touched)
+
+
+class LogWatch:
+    """Watches log files and records each match once.
+
+    Parameters
+    ----------
+    globs
+        Absolute patterns of the files.
+    matcher
+        The compiled patterns.
+    commit
+        ``commit(events, readings, offsets)`` stores all three in one transaction. It may raise: the same batch is then
+        offered again, and nothing further is read before it is taken.
+    clock
+        The instants of events; intervals are on its boot clock.
+    stored
+        The offsets as committed before; entries of other readers are left alone. Empty: a first start, at which files
+        are read from their end.
+    wake
+        Told the names of the counters that changed, after each commit.
+    progress
+        Called each time the loop gets round.
+    """
+
+    def __init__(
+        self,
+        globs: Sequence[str],
+        matcher: Matcher,
+        commit: Commit,
+        clock: Clock,
+        *,
+        stored: Mapping[str, Mapping[str, Any]] | None = None,
+        wake: Callable[[frozenset[str]], None] = lambda names: None,
+        progress: Callable[[], None] = lambda: None,
+        events_per_s: int = EVENTS_PER_S,
+        sweep_s: float = SWEEP_S,
+    ) -> None:
+        self._globs = tuple(globs)
+        self._matcher = matcher
+        self._commit_to = commit
+        self._clock = clock
+        self._wake_rules = wake
+        self._progress = progress
+        self._sweep_s = sweep_s
+        mine = {key[len(PREFIX) :]: entry for key, entry in (stored or {}).items() if key.startswith(PREFIX) and entry}
+        known_globs = mine.pop("", {}).get("globs", ())
+        self._tailer = Tailer(
+            globs, {path: entry.get("tails", ()) for path, entry in mine.items()}, known_globs
+        )  # fmt: skip
+        self._bound = LabelBound()
+        self._stored = mine
+        self._counts: dict[str, FileCounts] = {}
+        self._throttle = Throttle(events_per_s)
+        self._batch = _Batch()
+        self._globs_stored = set(known_globs) == set(self._globs)
+        self._ready: dict[Tail, None] = {}
+        self._hints: deque[tuple[str, bool]] = deque(maxlen=65536)
+        self._woken = asyncio.Event()
+        self._busy: dict[str, _Burst] = {}
+        self._resting: dict[str, float] = {}
+        self._committed_at = self._swept_at = float("-inf")
+        self._unwatched = False
+        self._thread = ThreadPoolExecutor(1, "logwatch")
+
+    async def run(self) -> None:
+        """Read until cancelled. What was read and not committed is read again at the next start."""
+        self._loop = asyncio.get_running_loop()
+        watch = await self._off_loop(lambda: Watch(self._hint))
+        try:
+            while True:
+                await self._round(watch)
+                self._progress()
+        finally:
+            # Runs to its end though we are cancelled; the reader thread may be stuck on a dead mount and is not waited for.
+            self._thread.submit(self._end, watch)
+            self._thread.shutdown(wait=False)
+
+    def _end(self, watch: Watch) -> None:
+        watch.stop()
+        self._tailer.close()
+
+    async def _round(self, watch: Watch) -> None:
+        await self._wait()
+        self._woken.clear()
+        started = self._loop.time()
+        boot = self._clock.boot()
+        names_changed = self._take_hints(boot)
+        if names_changed or boot - self._swept_at >= self._interval():
+            await self._off_loop(lambda: self._sweep(watch, boot))
+        else:
+            await self._rest_or_resume(watch, boot)
+        if self._ready:
+            await self._off_loop(lambda: self._turn(boot))
+        self._fold(boot)
+        if self._is_commit_due(boot):
+            await self._commit(boot)
+        if not self._ready:
+            # Events that come meanwhile are taken together: at once when quiet, at most every 20 ms under a burst.
+            await asyncio.sleep(max(0.0, started + COALESCE_S - self._loop.time()))
+
+    def _interval(self) -> float:
+        return min(self._sweep_s, BLIND_SWEEP_S) if self._unwatched or self._resting else self._sweep_s
+
+    async def _wait(self) -> None:
+        """Until an event, the next sweep, the next look at a resting folder, or the next commit."""
+        boot = self._clock.boot()
+        until = self._swept_at + self._interval()
+        if self._ready or self._batch.at_once:
+            return
+        if self._resting:
+            return  # the pause at the end of each round is the polling interval
+        if self._batch or self._throttle.folding:
+            until = min(until, max(self._committed_at, boot - QUIET_COMMIT_S) + QUIET_COMMIT_S)
+        if until > boot:
+            try:
+                await asyncio.wait_for(self._woken.wait(), until - boot)
+            except TimeoutError:
+                pass
+
+    async def _off_loop(self, work: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._thread, work)
+
+    def _hint(self, path: str, names_changed: bool) -> None:
+        """In watchdog's thread: only what is atomic there."""
+        self._hints.append((path, names_changed))
+        if len(self._hints) == 1:
+            try:
+                self._loop.call_soon_threadsafe(self._woken.set)
+            except RuntimeError:  # the loop is closed: we are stopping
+                pass
+
+    def _take_hints(self, boot: float) -> bool:
+        """Sort out what events named; whether names changed, so that only a sweep can tell what is what."""
+        names_changed = False
+        while self._hints:
+            path, moved = self._hints.popleft()
+            names_changed |= moved
+            self._busy.setdefault(os.path.dirname(path), _Burst(boot)).count += 1
+            tail = self._tailer.at(path)
+            if tail is not None:
+                self._ready[tail] = None
+            else:
+                self._ready.update(dict.fromkeys(self._tailer.draining()))
+        return names_changed
+
+    async def _rest_or_resume(self, watch: Watch, boot: float) -> None:
+        for folder, burst in list(self._busy.items()):
+            if boot - burst.since < 0.2:
+                continue
+            del self._busy[folder]
+            if burst.count / (boot - burst.since) > BURST_PER_S:
+                self._resting[folder] = boot
+                await self._off_loop(lambda folder=folder: watch.rest(folder))  # type: ignore[misc]
+        for tail in self._tailer.tails if self._resting else ():
+            folder = os.path.dirname(tail.path or tail.origin)
+            if folder in self._resting and boot - tail.grew_at < CALM_S:
+                self._resting[folder] = max(self._resting[folder], tail.grew_at)
+                self._ready[tail] = None
+        calm = [folder for folder, grew_at in self._resting.items() if boot - grew_at >= CALM_S]
+        if calm:
+            for folder in calm:
+                del self._resting[folder]
+            await self._off_loop(lambda: self._sweep(watch, boot))
+
+    def _sweep(self, watch: Watch, boot: float) -> None:
+        """Watch what is to be watched, then look: what changes in between wakes us."""
+        folders = self._folders()
+        self._unwatched = not watch.cover(folders - self._resting.keys())
+        self._ready.update(dict.fromkeys(self._tailer.sweep(boot)))
+        for tail in self._tailer.tails:
+            counts = self._counts_of(tail.origin)
+            if boot - counts.emitted_at >= REPEAT_S:
+                self._touch(tail.origin, at_once=counts.emitted_at < 0)
+            if tail.held_bytes != tail.peeked_bytes and boot - tail.grew_at >= UNFINISHED_S:
+                self._peek(tail, boot)
+            if self._tailer.is_drained(tail, boot):
+                self._finish(tail, boot)
+        self._take_notices()
+        self._swept_at = boot
+
+    def _folders(self) -> set[str]:
+        found = {folder for pattern in self._globs for folder in _folders_of(pattern)}
+        # The file behind a symbolic link is written where it lies.
+        found.update(os.path.dirname(os.path.realpath(tail.path)) for tail in self._tailer.tails if tail.path)
+        return found
+
+    def _turn(self, boot: float) -> None:
+        """Read each ready file a block at a time until all are read or the turn's budget is spent."""
+        budget = TURN_BYTES
+        while self._ready and budget > 0:
+            for tail in list(self._ready):
+                block = self._tailer.read(tail, boot)
+                if block is None:
+                    del self._ready[tail]
+                else:
+                    self._take(tail, block, boot)
+                    budget -= block.bytes
+                if budget <= 0:
+                    break
+        # The next turn begins with the file after the last one read.
+        for tail in list(self._ready)[:1]:
+            self._ready[tail] = self._ready.pop(tail)
+        self._take_notices()
+
+    def _take(self, tail: Tail, block: Block, boot: float) -> None:
+        matches = list(self._matcher.scan(block.data, block.start, block.stop))
+        self._count(tail, block)
+        self._record(tail, block, matches, boot)
+        tail.position = block.after
+        tail.peeked_bytes = 0
+
+    def _peek(self, tail: Tail, boot: float) -> None:
+        """Match an unfinished last line; without a match it goes on waiting for its newline."""
+        block = self._tailer.read(tail, boot, flush=True)
+        grown = tail.held_bytes
+        if block is not None and (
+            block.stop == block.start or any(self._matcher.scan(block.data, block.start, block.stop))
+        ):
+            self._take(tail, block, boot)
+        else:
+            tail.peeked_bytes = grown
+
+    def _finish(self, tail: Tail, boot: float) -> None:
+        while (block := self._tailer.read(tail, boot, flush=True)) is not None:
+            self._take(tail, block, boot)
+        self._tailer.let_go(tail)
+        self._touch(tail.origin)
+
+    def _count(self, tail: Tail, block: Block) -> None:
+        self._counts_of(tail.origin).read(block.lines, block.bytes)
+        self._touch(tail.origin)
+
+    def _record(self, tail: Tail, block: Block, matches: Iterable[Match], boot: float) -> None:
+        counts = self._counts_of(tail.origin)
+        line, counted_to = tail.position.line + 1, block.start
+        at = self._clock.wall()
+        for match in matches:
+            line += block.data.count(b"\n", counted_to, match.start)
+            counted_to = match.start
+            groups = self._bound.admit(match.pattern.name, match.groups)
+            counts.match(match.pattern.name, groups)
+            self._batch.at_once = True
+            if self._throttle.admit(match.pattern.name, boot):
+                self._batch.events.append(_event(tail.origin, block, match, match.groups, line, at))
+
+    def _counts_of(self, origin: str) -> FileCounts:
+        counts = self._counts.get(origin)
+        if counts is None:
+            names = [pattern.name for pattern in self._matcher.patterns]
+            counts = FileCounts(origin, names, self._bound, self._stored.pop(origin, {}))
+            self._counts[origin] = counts
+        return counts
+
+    def _touch(self, origin: str, *, at_once: bool = False) -> None:
+        self._batch.touched.add(origin)
+        self._batch.at_once |= at_once
+
+    def _take_notices(self) -> None:
+        at = self._clock.wall()
+        for notice in self._tailer.take_notices():
+            self._batch.events.append(_notice_event(notice, at))
+            self._batch.at_once = True
+            if notice.kind == "gap":
+                self._counts_of(notice.path).gap()
+                self._touch(notice.path)
+
+    def _fold(self, boot: float) -> None:
+        """Say how many matches of a pattern got no row of their own; the counters have them all."""
+        for pattern, folded in self._throttle.due(boot):
+            self._batch.events.append(
+                Event(
+                    "log_folded",
+                    Severity.INFO,
+                    f'{folded} more matches of "{pattern}" within a second are counted and not stored',
+                    "logwatch",
+                    self._clock.wall(),
+                    make_labels(pattern=pattern, count=str(folded)),
+                )
+            )
+            self._batch.at_once = True
+
+    def _is_commit_due(self, boot: float) -> bool:
+        if not self._globs_stored:
+            return True
+        return bool(self._batch) and (self._batch.at_once or boot - self._committed_at >= QUIET_COMMIT_S)
+
+    async def _commit(self, boot: float) -> None:
+        """Store the batch: offsets, events and counters in one transaction, offered again until it is taken."""
+        batch, self._batch = self._batch, _Batch()
+        emitting = [origin for origin in batch.touched if boot - self._counts_of(origin).emitted_at >= EMIT_S]
+        at = self._clock.wall()
+        readings = sorted(
+            (reading for origin in emitting for reading in self._counts_of(origin).readings(at)),
+            key=lambda reading: reading.at,
+        )
+        offsets: dict[str, Mapping[str, Any]] = {
+            PREFIX + origin: {"tails": self._tailer.entry(origin), **self._counts_of(origin).to_json()}
+            for origin in batch.touched
+        }
+        if not self._globs_stored:
+            offsets[PREFIX] = {"globs": list(self._globs)}
+        await self._insist(batch.events, readings, offsets)
+        self._globs_stored = True
+        self._committed_at = boot
+        for origin in emitting:
+            self._counts_of(origin).emitted_at = boot
+        # Counters that were sampled less than a second ago are sampled with the next quiet commit.
+        self._batch.touched.update(batch.touched.difference(emitting))
+        if readings:
+            self._wake_rules(frozenset(series.metric for reading in readings for series in reading.series))
+
+    async def _insist(
+        self, events: Sequence[Event], readings: Sequence[Reading], offsets: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        pause = FIRST_RETRY_S
+        failed = False
+        while True:
+            try:
+                await self._commit_to(events, readings, offsets)
+            except Exception as error:  # whatever the store says, the batch is kept: reading on would lose it
+                if not failed:
+                    log.warning("log_commit_failed error=%s", error)
+                failed = True
+            else:
+                if failed:
+                    log.warning("log_commit_resumed events=%d", len(events))
+                return
+            await asyncio.sleep(pause)
+            self._progress()
+            pause = min(2 * pause, LAST_RETRY_S)
+
+
+@dataclass(slots=True)
+class _Burst:
+    since: float
+    count: int = 0
+
+
+def _folders_of(pattern: str) -> list[str]:
+    """Where files of a glob can appear, as far as they exist; the folder may itself be a glob."""
+    folder = os.path.dirname(pattern)
+    if not glob.has_magic(folder):
+        return [folder]
+    return [path for path in glob.iglob(folder, recursive=True) if os.path.isdir(path)]
+
+
+def _event(file: str, block: Block, match: Match, groups: Labels, line: int, at: float) -> Event:
+    labels = dict(groups)
+    labels.update(pattern=match.pattern.name, file=file, line=str(line))
+    if block.truncated:
+        labels["truncated"] = "true"
+    message = readable(bytes(block.data[match.start : match.end]), LONGEST_MESSAGE)
+    return Event("log_match", match.pattern.severity, message, "logwatch", at, make_labels(labels))
+
+
+def _notice_event(notice: Notice, at: float) -> Event:
+    severity = Severity.WARNING if notice.kind == "gap" else Severity.INFO
+    return Event(f"log_{notice.kind}", severity, notice.message, "logwatch", at, make_labels(file=notice.path))
