@@ -105,9 +105,7 @@ class NamedNumbers:
     def parse(self, raw: bytes) -> list[float]:
         """The wanted numbers in base units, as ``series`` names them."""
         words = raw.split()
-        if len(words) <= (self._places[-1] + 1 if self._places else 0) or self._names != [
-            words[place] for place in self._places
-        ]:
+        if not self._names or len(words) <= self._places[-1] + 1 or self._names != [words[at] for at in self._places]:
             self._learn(words)
         return [int(words[place + 1]) * factor for place, factor in zip(self._places, self._factors, strict=True)]
 

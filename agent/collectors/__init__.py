@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from agent.collectors.directories import DirectoriesCollector
 from agent.collectors.disk import DiskCollector
@@ -15,7 +15,7 @@ from agent.collectors.system import SystemCollector
 from agent.config import Collect
 from agent.model import Reading
 
-__all__ = ["Collector", "Figures", "SelfCollector", "Source", "build"]
+__all__ = ["Closing", "Collector", "Figures", "SelfCollector", "Source", "build"]
 
 
 class Collector(Protocol):
@@ -30,6 +30,13 @@ class Collector(Protocol):
     def name(self) -> str: ...
 
     async def collect(self, at: float) -> Reading: ...
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """A collector that holds something, such as a child process, to let go when the agent stops."""
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 120.0
 """How long one tree may take; the walk's own budget of processor time is shorter unless the disk is slow."""
 
+REST_ROUNDS = 10
+"""Readings for which a tree that did not answer is left alone."""
+
 _WHOLE = ("directory_size_bytes", "directory_files")
 _AGES = ("directory_oldest_timestamp_seconds", "directory_newest_timestamp_seconds")
 _SCAN = "directory_scan_seconds"
@@ -51,8 +54,8 @@ def parse(line: bytes) -> Size | str:
 class DirectoriesCollector:
     """Trees by path. A tree that cannot be read whole is absent, with one line in the log that says why.
 
-    A tree that hangs costs its patience once: its child is killed, and while the kernel holds that child back the tree
-    is not tried again.
+    A tree that hangs costs its patience once: its child is killed, and the tree rests for :data:`REST_ROUNDS` readings,
+    or for as long as the kernel holds that child back.
 
     Parameters
     ----------
@@ -68,6 +71,7 @@ class DirectoriesCollector:
         self._paths = tuple(paths)
         self._patience_s = patience_s
         self._stuck: dict[str, asyncio.subprocess.Process] = {}
+        self._rests: dict[str, int] = {}
         self._reasons: dict[str, str] = {}
         self._layout: list[tuple[str, tuple[str, ...]]] = []
         self._series: tuple[Series, ...] = ()
@@ -78,7 +82,7 @@ class DirectoriesCollector:
         return len(self._paths) * (self._patience_s + 1.0)
 
     async def collect(self, at: float) -> Reading:
-        answers = await self._measure([path for path in self._paths if not self._hangs(path)])
+        answers = await self._measure([path for path in self._paths if self._rest_over(path)])
         sizes = {path: answer for path, answer in answers.items() if isinstance(answer, Size)}
         self._tell({path: answer for path, answer in answers.items() if isinstance(answer, str)})
         layout = [(path, size.metrics) for path, size in sizes.items()]
@@ -87,11 +91,14 @@ class DirectoriesCollector:
             self._series = tuple(Series(metric, (("path", path),)) for path, metrics in layout for metric in metrics)
         return Reading(at, self._series, [value for size in sizes.values() for value in size.values])
 
-    def _hangs(self, path: str) -> bool:
-        process = self._stuck.get(path)
-        if process is not None and process.returncode is not None:
-            del self._stuck[path]
-        return path in self._stuck
+    def _rest_over(self, path: str) -> bool:
+        if path not in self._stuck:
+            return True
+        self._rests[path] -= 1
+        if self._rests[path] >= 0 or self._stuck[path].returncode is None:
+            return False
+        del self._stuck[path]
+        return True
 
     async def _measure(self, paths: list[str]) -> dict[str, Size | str]:
         answers: dict[str, Size | str] = {}
@@ -113,7 +120,7 @@ class DirectoriesCollector:
                     break
         except TimeoutError:
             answers[path] = f"no answer within {self._patience_s:g} s"
-            self._stuck[path] = process
+            self._stuck[path], self._rests[path] = process, REST_ROUNDS
         finally:
             await _end(process)
 

@@ -20,16 +20,16 @@ from agent.fs import statfs
 from agent.model import Reading, Series, make_labels
 from agent.procfs import PinnedFile
 
-KINDS_LEFT_OUT = frozenset(
-    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs fusectl hugetlbfs iso9660 mqueue nsfs "
-    "overlay proc procfs pstore rpc_pipefs securityfs selinuxfs squashfs sysfs tracefs".split()
+KINDS_LEFT_OUT = (
+    r"^(autofs|binfmt_misc|bpf|cgroup2?|configfs|debugfs|devpts|devtmpfs|fusectl|hugetlbfs|iso9660|mqueue|nsfs|overlay"
+    r"|proc|procfs|pstore|rpc_pipefs|securityfs|selinuxfs|squashfs|sysfs|tracefs)$"
 )
 """node_exporter's default: kinds that hold no data of their own."""
 
 MOUNT_POINTS_LEFT_OUT = r"^/(dev|proc|run|sys|var/lib/docker/.+|var/lib/containers/storage/.+)($|/)"
 """node_exporter's default on Debian, without ``/mnt`` and ``/media``: that is where GPU hosts keep their data."""
 
-LOCAL_KINDS = frozenset("bcachefs btrfs ext2 ext3 ext4 f2fs jfs ntfs3 exfat ramfs reiserfs tmpfs vfat xfs zfs".split())
+LOCAL_KINDS = r"^(btrfs|exfat|ext[234]|f2fs|ramfs|tmpfs|vfat|xfs)$"
 """Kinds whose ``statvfs`` is answered from memory, even while the device behind them is frozen or gone."""
 
 DEADLINE_S = 5.0
@@ -37,7 +37,9 @@ DEADLINE_S = 5.0
 
 FIGURES = ("size_bytes", "free_bytes", "avail_bytes", "files", "files_free", "readonly", "device_error")
 
-_EXCLUDED = re.compile(MOUNT_POINTS_LEFT_OUT)
+_KIND_LEFT_OUT = re.compile(KINDS_LEFT_OUT)
+_POINT_LEFT_OUT = re.compile(MOUNT_POINTS_LEFT_OUT)
+_LOCAL_KIND = re.compile(LOCAL_KINDS)
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 Status = tuple[int, ...]
@@ -68,7 +70,7 @@ def parse_mounts(raw: bytes) -> tuple[Mount, ...]:
     return tuple(
         Mount(device, path, kind, _cannot_hang(kind) and not any(_below(path, other) for other in hanging))
         for device, path, kind in dict.fromkeys(named)
-        if kind not in KINDS_LEFT_OUT and not _EXCLUDED.search(path)
+        if not _KIND_LEFT_OUT.search(kind) and not _POINT_LEFT_OUT.search(path)
     )
 
 
@@ -77,7 +79,7 @@ def _unescape(path: bytes) -> str:
 
 
 def _cannot_hang(kind: str) -> bool:
-    return kind in LOCAL_KINDS or kind in KINDS_LEFT_OUT - {"autofs"}
+    return bool(_LOCAL_KIND.search(kind) or (_KIND_LEFT_OUT.search(kind) and kind != "autofs"))
 
 
 def _below(path: str, other: str) -> bool:

@@ -46,7 +46,7 @@ class SelfCollector:
         self._stat = PinnedFile("/proc/self/stat")
         self._figures = list(figures)
         self._layout: list[tuple[Series, ...]] = []
-        self._series = _OWN
+        self._series: tuple[Series, ...] = _OWN
 
     def add(self, figures: Figures) -> None:
         """Ask one more part from the next tick on."""
