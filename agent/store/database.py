@@ -1,0 +1,388 @@
+"""One SQLite file and its one writer: opening it, setting aside what is damaged, transactions, room on a full disk."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import stat
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+
+from agent.errors import StoreError
+
+VERSION = 1
+"""The schema of both files; a file of a later version is refused and not touched."""
+
+BALLAST_BYTES = 1 << 20
+PAGE_BYTES = 4096
+BUSY_S = 5.0
+WAL_KEPT_BYTES = 16 << 20
+CHECKED_WHOLE_BYTES = 64 << 20
+"""Up to this size a file is checked page by page at start (60 ms); beyond, only its header, schema and ends are."""
+
+_HEADER = b"SQLite format 3\0"
+_COMPANIONS = ("", "-wal", "-shm", "-journal")
+_FOLDER = Path(__file__).parent / "schema"
+
+Row = tuple[Any, ...]
+T = TypeVar("T")
+
+
+class StoreBusyError(StoreError):
+    """Another agent holds this state directory; the command ends with exit status 75 (EX_TEMPFAIL)."""
+
+
+class StoreFullError(StoreError):
+    """There is no room for a commit, not even after the ballast was given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """One statement carried out for each row of parameters."""
+
+    sql: str
+    rows: Sequence[Sequence[object]]
+
+
+Statement = Many | tuple[str, Sequence[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What kind of file this is: the name of its SQL texts, its mark in the SQLite header, how commits are synced."""
+
+    name: str
+    application_id: int
+    synchronous: str
+    checked_whole: bool
+    """Check every page at start however large the file is."""
+
+    def script(self) -> str:
+        """The SQL that makes a new file; auto_vacuum must be chosen before the first table, and before WAL."""
+        texts = [
+            (_FOLDER / name).read_text(encoding="utf-8") for name in (f"{self.name}.sql", f"{self.name}_views.sql")
+        ]
+        return "\n".join(
+            [
+                f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL;",
+                f"BEGIN; PRAGMA application_id = {self.application_id}; PRAGMA user_version = {VERSION};",
+                *texts,
+                "COMMIT;",
+            ]
+        )
+
+
+METRICS = Schema("metrics", 0x55504B4D, "NORMAL", checked_whole=False)
+LEDGER = Schema("ledger", 0x55504B4C, "FULL", checked_whole=True)
+
+
+class Damaged(Exception):
+    """Why a file cannot be used as a store."""
+
+
+class Database:
+    """One file through one connection, whose thread is the only writer.
+
+    A transaction is given as data and carried out whole: the caller may be cancelled, the transaction may not.
+    """
+
+    def __init__(self, connection: aiosqlite.Connection, path: Path, set_aside: Path | None, why: str) -> None:
+        self.path = path
+        self.set_aside = set_aside
+        """Where the damaged file that was found here is now."""
+        self.why_set_aside = why
+        self._connection = connection
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._ballast = path.with_suffix(".ballast")
+
+    @classmethod
+    async def open(cls, path: Path, schema: Schema, at: float) -> Database:
+        """Open or make the file; a damaged one is renamed to ``*.corrupt-<time>`` first.
+
+        Raises
+        ------
+        StoreError
+            The file is from a newer version (it is left untouched), or its folder cannot be written.
+        """
+        found: list[tuple[Path, str]] = []
+
+        def connect() -> sqlite3.Connection:
+            try:
+                return _connect(path, schema)
+            except Damaged as damage:
+                found.append((_set_aside(path, at), str(damage)))
+            return _connect(path, schema)
+
+        try:
+            connection = await aiosqlite.Connection(connect, iter_chunk_size=64)
+        except (OSError, sqlite3.Error, Damaged) as error:
+            raise StoreError(f'cannot open "{path}": {error}') from error
+        database = cls(connection, path, *(found[0] if found else (None, "")))
+        database.restore_ballast()
+        return database
+
+    async def read(self, sql: str, parameters: Sequence[object] = ()) -> list[Row]:
+        """Rows as committed: never those of a transaction under way."""
+        return await self._whole(self._read(sql, parameters))
+
+    async def write(self, *statements: Statement) -> list[list[Row]]:
+        """Carry out the statements in one transaction; each single statement's rows are returned in order.
+
+        Raises
+        ------
+        StoreFullError
+            No room on the disk. Nothing was changed.
+        StoreError
+            The file cannot be written. Nothing was changed.
+        """
+        return await self._whole(self._transact(statements))
+
+    async def write_one(self, sql: str, parameters: Sequence[object]) -> None:
+        """Carry out one statement as its own transaction, in one hop to the thread: the tick's own way."""
+        async with self._lock:
+            with self._named_errors():
+                await self._connection.execute_fetchall(sql, parameters)
+
+    async def checkpoint(self) -> None:
+        """Move the write-ahead log into the file as far as readers allow, so that the log can start over."""
+        await self.read("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def release_ballast(self) -> bool:
+        """Give the reserved space back to the disk; false when it was given already."""
+        try:
+            self._ballast.unlink()
+        except OSError:
+            return False
+        return True
+
+    def restore_ballast(self) -> None:
+        """Reserve the space again, when there is plenty."""
+        if self._ballast.exists() or free_bytes(self.path.parent) < 4 * BALLAST_BYTES:
+            return
+        try:
+            with _private_file(self._ballast) as descriptor:
+                os.posix_fallocate(descriptor, 0, BALLAST_BYTES)
+        except OSError:
+            self.release_ballast()  # a half reserve would hide that there is none
+
+    async def close(self) -> None:
+        """Finish what is under way and close, leaving one plain file that a reader without write access can open."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        async with self._lock:
+            try:
+                await self._connection.execute_fetchall("PRAGMA journal_mode = DELETE")
+            except sqlite3.Error:
+                pass  # a reader holds the log: it stays, and stays readable beside its file
+            await self._connection.close()
+
+    async def _whole(self, work: Awaitable[T]) -> T:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _read(self, sql: str, parameters: Sequence[object]) -> list[Row]:
+        async with self._lock:
+            with self._named_errors():
+                return await self._rows(sql, parameters)
+
+    async def _rows(self, sql: str, parameters: Sequence[object]) -> list[Row]:
+        return [tuple(row) for row in await self._connection.execute_fetchall(sql, parameters)]
+
+    async def _transact(self, statements: Sequence[Statement]) -> list[list[Row]]:
+        async with self._lock:
+            with self._named_errors():
+                try:
+                    return await self._attempt(statements)
+                except sqlite3.OperationalError as error:
+                    if not _no_room(error) or not self.release_ballast():
+                        raise
+                    return await self._attempt(statements)
+
+    async def _attempt(self, statements: Sequence[Statement]) -> list[list[Row]]:
+        run = self._connection
+        await run.execute_fetchall("BEGIN IMMEDIATE")
+        try:
+            results: list[list[Row]] = []
+            for statement in statements:
+                if isinstance(statement, Many):
+                    await (await run.executemany(statement.sql, statement.rows)).close()
+                else:
+                    results.append(await self._rows(*statement))
+            await run.execute_fetchall("COMMIT")
+        except BaseException:
+            if run.in_transaction:  # some errors, a full disk among them, roll back by themselves
+                await run.rollback()
+            raise
+        return results
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            kind = StoreFullError if _no_room(error) else StoreError
+            raise kind(f'cannot use "{self.path}": {error}') from error
+        except ValueError as error:  # what aiosqlite says of a closed connection
+            raise StoreError(f'cannot use "{self.path}": {error}') from error
+
+
+class StateLock:
+    """The right to write a state directory: one agent, or one command while no agent runs."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Take the lock.
+
+        Raises
+        ------
+        StoreBusyError
+            Another process holds it; the text names its pid.
+        StoreError
+            The folder cannot be made or written.
+        """
+        path = state_dir / "lock"
+        try:
+            _make_folder(state_dir)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        except OSError as error:
+            raise StoreError(f'cannot use the state directory "{state_dir}": {error.strerror}') from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._descriptor, 20).decode("ascii", "replace").strip()
+            os.close(self._descriptor)
+            who = f" (pid {holder})" if holder else ""
+            raise StoreBusyError(
+                f'cannot use the state directory "{state_dir}": another agent runs there{who}'
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+def free_bytes(folder: Path) -> int:
+    """What an unprivileged process may still write there."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    folder.mkdir(parents=True)
+    folder.chmod(0o2750)  # set apart from mkdir, which drops the setgid bit and honours the umask
+
+
+@contextmanager
+def _private_file(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    try:
+        os.fchmod(descriptor, 0o640)
+        yield descriptor
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _connect(path: Path, schema: Schema) -> sqlite3.Connection:
+    if not os.path.lexists(path):
+        _create(path, schema)
+    _check_header(path, schema)
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+    try:
+        _check_content(connection, path, schema)
+        connection.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        if isinstance(error, sqlite3.OperationalError) and not _damage(error):
+            raise
+        raise Damaged(str(error)) from error
+    except Damaged:
+        connection.close()
+        raise
+    for pragma in (
+        f"synchronous = {schema.synchronous}",
+        f"journal_size_limit = {WAL_KEPT_BYTES}",
+        "temp_store = MEMORY",  # sorting must work when no disk has room
+        "secure_delete = OFF",  # Debian builds it on: it would write every pruned page once more
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _create(path: Path, schema: Schema) -> None:
+    """Make the file under another name first: a crash leaves no half-made store."""
+    new = path.with_suffix(".new")
+    for leftover in _COMPANIONS:
+        Path(f"{new}{leftover}").unlink(missing_ok=True)
+    with _private_file(new), closing(sqlite3.connect(new, isolation_level=None)) as connection:
+        connection.executescript(schema.script())
+    new.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _check_header(path: Path, schema: Schema) -> None:
+    """Read the header without SQLite, which would already touch the file of a newer version."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise Damaged("it is not a regular file")
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise Damaged("it belongs to another user")
+    with path.open("rb") as file:
+        header = file.read(100)
+    if len(header) < 100 or not header.startswith(_HEADER):
+        raise Damaged("it is not an SQLite file")
+    version, application_id = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
+    if application_id != schema.application_id:
+        raise Damaged(f"it is not a {schema.name} file of this program")
+    if version > VERSION:
+        raise StoreError(
+            f'cannot open "{path}": it was written by a newer version (schema {version}, this one knows {VERSION}); '
+            "it was left as it is"
+        )
+
+
+def _check_content(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:
+    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if schema.checked_whole or path.stat().st_size <= CHECKED_WHOLE_BYTES:
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise Damaged(verdict)
+    else:
+        connection.execute("SELECT min(id), max(id) FROM tick").fetchone()
+
+
+def _set_aside(path: Path, at: float) -> Path:
+    stamp = datetime.fromtimestamp(at, UTC).strftime("%Y%m%dT%H%M%SZ")
+    target, number = Path(f"{path}.corrupt-{stamp}"), 1
+    while os.path.lexists(target):
+        target, number = Path(f"{path}.corrupt-{stamp}-{number}"), number + 1
+    for companion in _COMPANIONS:
+        if os.path.lexists(f"{path}{companion}"):
+            os.rename(f"{path}{companion}", f"{target}{companion}")
+    return target
+
+
+def _no_room(error: sqlite3.Error) -> bool:
+    # The shared memory beside the log is a file too: on a full tmpfs it cannot grow.
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_WRITE)
+
+
+def _damage(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

@@ -1,0 +1,322 @@
+"""Samples, events and tail offsets: the writer's side of metrics.db and the memory that rules are judged on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+
+from agent.clock import Clock
+from agent.errors import StoreError
+from agent.model import Event, Reading, Series
+from agent.promql.nodes import Matcher
+from agent.promql.values import Points
+from agent.store import retention, rollup
+from agent.store.database import Database, Many, Row, Statement, StoreFullError
+from agent.store.recent import SPAN_S, Recent
+from agent.store.retention import Retention
+from agent.store.rollup import HOUR_S, MINUTE_S
+from agent.store.series import (
+    Layout,
+    Layouts,
+    decode_labels,
+    decode_values,
+    encode_labels,
+    encode_values,
+    layout_statements,
+)
+
+DEADLINE_S = 0.5
+"""How long a tick waits for its commit before it goes on; its rows then wait in memory."""
+
+WAITING_BYTES = 8 << 20
+FOLD_AFTER_S = 15.0
+"""A minute is folded so long after its end: a slow collector's reading carries the instant at which it began."""
+
+_ROWS_A_STATEMENT = 64
+_INSERTS = {
+    n: "INSERT OR REPLACE INTO tick (id, layout, vals) VALUES " + ", ".join(["(?, ?, ?)"] * n) for n in range(1, 65)
+}
+
+TickRow = tuple[int, Layout, str]
+
+
+class Metrics:
+    """What ``Store.metrics`` is. A PromQL source over the last hour (:attr:`recent`)."""
+
+    def __init__(self, database: Database, limits: Retention, layouts: Layouts, folded_until: dict[int, int]) -> None:
+        self.recent = Recent()
+        self.fault = ""
+        """Why rows are waiting in memory; empty while the file takes them."""
+        self.dropped_rows = 0
+        """Rows that found no room in memory while the file could not take them."""
+        self._database = database
+        self._limits = limits
+        self._layouts = layouts
+        self._waiting: deque[TickRow] = deque()
+        self._waiting_bytes = 0
+        self._flushing: asyncio.Task[None] | None = None
+        self._rows = 0
+        self._folded_until = folded_until
+        self._cover: dict[int, Layout] = {}
+
+    @classmethod
+    async def open(cls, database: Database, *, clock: Clock, limits: Retention) -> Metrics:
+        """Begin where the file ends: its series, its layouts, and its last hour into memory."""
+        await retention.fence(database, limits)
+        known = await database.read("SELECT id, metric, labels FROM series")
+        series = {Series(metric, decode_labels(labels)): number for number, metric, labels in known}
+        [(last_layout,)] = await database.read("SELECT coalesce(max(layout), 0) FROM slot")
+        folded = {}
+        for table, span in _FOLDED:
+            [(last,)] = await database.read(f"SELECT max(id) FROM {table}")
+            folded[span] = 0 if last is None else last + span
+        metrics = cls(database, limits, Layouts(series, last_layout + 1), folded)
+        await metrics._warm(clock.wall())
+        return metrics
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that are in memory and not yet in the file."""
+        return len(self._waiting)
+
+    async def append(self, readings: Sequence[Reading], *, deadline_s: float = DEADLINE_S) -> None:
+        """Take in the readings of one tick and commit them, in one statement.
+
+        Rules see them at once. When the file does not take them within ``deadline_s``, or at all (:attr:`fault` says
+        why), they wait in memory, the newest :data:`WAITING_BYTES` of them, and go in with a later tick.
+        """
+        for reading in readings:
+            if reading.series:
+                self._wait(self._take_in(reading))
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush())
+            await asyncio.wait({self._flushing}, timeout=deadline_s)
+
+    async def commit_log(
+        self, events: Sequence[Event], readings: Sequence[Reading], offsets: Mapping[str, Mapping[str, object]]
+    ) -> None:
+        """Commit what was read from logs and how far it was read, in one transaction; rules see it afterwards.
+
+        Parameters
+        ----------
+        events, readings
+            What the lines gave: events in order, counters with their instants.
+        offsets
+            The state of each tail whose position changed, by path; an empty state forgets the tail.
+
+        Raises
+        ------
+        StoreError
+            Nothing was stored; the caller keeps its lines and tries again.
+        """
+        rows = [self._row(reading) for reading in readings if reading.series]
+        kept = [(path, json.dumps(state)) for path, state in offsets.items() if state]
+        gone = [(path,) for path, state in offsets.items() if not state]
+        new = _new_layouts(rows)
+        statements = layout_statements(new)
+        statements += [_insert(rows[at : at + _ROWS_A_STATEMENT]) for at in range(0, len(rows), _ROWS_A_STATEMENT)]
+        if events:
+            statements.append(_insert_events(events))
+        if kept:
+            statements.append(Many("INSERT OR REPLACE INTO tail (path, state) VALUES (?, ?)", kept))
+        if gone:
+            statements.append(Many("DELETE FROM tail WHERE path = ?", gone))
+        await self._database.write(*statements)
+        for layout in new:
+            layout.stored = True
+        for reading in readings:
+            if reading.series:
+                self._remember(self._layouts.of(reading.series), reading)
+
+    async def add_events(self, events: Sequence[Event]) -> None:
+        """Commit events."""
+        if events:
+            await self._database.write(_insert_events(events))
+
+    async def offsets(self) -> dict[str, Mapping[str, object]]:
+        """The stored state of each tail, by path."""
+        return {path: json.loads(state) for path, state in await self._database.read("SELECT path, state FROM tail")}
+
+    def select(self, matchers: Sequence[Matcher], start: float, end: float) -> Iterable[Points]:
+        """Every series that meets all matchers, with its points in the closed interval as far as memory reaches."""
+        return self.recent.select(matchers, start, end)
+
+    async def maintain(self, at: float) -> None:
+        """Fold finished minutes and hours, prune, keep the file small; to be called about once a minute."""
+        try:
+            await self._fold_minutes(at - FOLD_AFTER_S)
+            await self._fold_hours(at - FOLD_AFTER_S)
+            self._database.restore_ballast()
+            await retention.prune(self._database, self._limits, at)
+        except StoreError as error:
+            self.fault = str(error)  # what could not be folded is folded next time: memory holds an hour
+        self._layouts.forget(self.recent.trim(at))
+
+    async def tidy(self) -> None:
+        """Drop layouts and series that nothing refers to; reads every row's head, so once a day is enough."""
+        rolled_up = [layout.id for layout in self._cover.values()]
+        waiting = [layout.id for _, layout, _ in self._waiting]
+        await retention.drop_unused_layouts(self._database, [*self._layouts.ids(), *rolled_up, *waiting])
+
+    async def size_bytes(self) -> int:
+        """What the content of the file takes on the disk."""
+        return await retention.used_bytes(self._database)
+
+    async def close(self) -> None:
+        """Give waiting rows a last chance."""
+        if self._flushing is not None:
+            await asyncio.wait({self._flushing}, timeout=DEADLINE_S)
+            if self._flushing.done() and self._waiting:
+                await self._flush()
+
+    # One row: what is read becomes text once, and waits until the file has it.
+
+    def _take_in(self, reading: Reading) -> TickRow:
+        row = self._row(reading)
+        self._remember(row[1], reading)
+        return row
+
+    def _row(self, reading: Reading) -> TickRow:
+        layout = self._layouts.of(reading.series)
+        if len(reading.values) != len(reading.series):
+            raise ValueError(f"a reading has {len(reading.values)} values for {len(reading.series)} series")
+        self._rows = (self._rows + 1) % 1000
+        return round(reading.at * 1000) * 1000 + self._rows, layout, encode_values(reading.values)
+
+    def _remember(self, layout: Layout, reading: Reading) -> None:
+        self.recent.add(layout, round(reading.at * 1000) / 1000, reading.values)
+
+    def _wait(self, row: TickRow) -> None:
+        self._waiting.append(row)
+        self._waiting_bytes += len(row[2])
+        while self._waiting_bytes > WAITING_BYTES:
+            self._waiting_bytes -= len(self._waiting.popleft()[2])
+            self.dropped_rows += 1
+
+    async def _flush(self) -> None:
+        try:
+            while self._waiting:
+                await self._flush_some([self._waiting[at] for at in range(min(len(self._waiting), _ROWS_A_STATEMENT))])
+            self.fault = ""
+        except StoreFullError as error:
+            self.fault = str(error)
+            await self._make_room()
+        except StoreError as error:
+            self.fault = str(error)
+
+    async def _flush_some(self, rows: list[TickRow]) -> None:
+        # The same rows may go in twice, when a commit came after its deadline: their keys are their own, they replace
+        # themselves.
+        new = _new_layouts(rows)
+        if new or self.fault:
+            await self._database.write(*layout_statements(new), _insert(rows))
+            for layout in new:
+                layout.stored = True
+        else:
+            await self._database.write_one(*_insert(rows))
+        for row in rows:
+            # Rows that were dropped for want of memory meanwhile are no longer at the head.
+            if self._waiting and self._waiting[0] is row:
+                self._waiting_bytes -= len(self._waiting.popleft()[2])
+
+    async def _make_room(self) -> None:
+        """On a full disk the oldest rows make room for the newest, within the pages that the file has."""
+        try:
+            await self._database.checkpoint()
+            await retention.drop_something(self._database, rows=100)
+            await self._database.checkpoint()
+        except StoreError:
+            pass  # not even that fits: the rows wait in memory, and every tick tries again
+
+    # Roll-ups.
+
+    async def _fold_minutes(self, until: float) -> None:
+        first, last = self._unfolded(MINUTE_S, until, self.recent.start())
+        for start in range(first, last, MINUTE_S):
+            found = {
+                self._layouts.series_id(series): summary
+                for series, values in self.recent.window(start, start + MINUTE_S)
+                if (summary := rollup.summarize(values)) is not None
+            }
+            await self._store_rollup("minute", MINUTE_S, start, found)
+            await asyncio.sleep(0)
+
+    async def _fold_hours(self, until: float) -> None:
+        [(oldest,)] = await self._database.read(
+            "SELECT min(id) FROM minute WHERE id >= ?", (self._folded_until[HOUR_S],)
+        )
+        first, last = self._unfolded(HOUR_S, until, oldest)
+        for start in range(first, last, HOUR_S):
+            rows = await self._database.read(
+                "SELECT layout, vals, counts FROM minute WHERE id >= ? AND id < ? ORDER BY id", (start, start + HOUR_S)
+            )
+            ids = {layout: await self._series_ids(layout) for layout in {row[0] for row in rows}}
+            parts = []
+            for layout, vals, counts in rows:
+                parts.append((ids[layout], rollup.decode_row(vals, counts)))
+                await asyncio.sleep(0)  # a row takes a tenth of a millisecond, an hour of them would hold up a tick
+            await self._store_rollup("hour", HOUR_S, start, rollup.combine_rows(parts))
+
+    def _unfolded(self, span: int, until: float, oldest: float | None) -> tuple[int, int]:
+        """The first instant to fold and the end of the last whole stretch."""
+        last = int(until // span) * span
+        if self._folded_until[span] > last + span:
+            self._folded_until[span] = last  # the clock stepped back: what comes now is folded again
+        if oldest is None:
+            return last, last
+        return max(self._folded_until[span], int(oldest // span) * span), last
+
+    async def _store_rollup(self, table: str, span: int, start: int, found: Mapping[int, rollup.Summary]) -> None:
+        if found:
+            layout, statements = self._covering(span, found)
+            vals, counts = rollup.encode_row(map(found.get, layout.series_ids))
+            insert = f"INSERT OR REPLACE INTO {table} (id, layout, vals, counts) VALUES (?, ?, ?, ?)"
+            await self._database.write(*statements, (insert, (start, layout.id, vals, counts)))
+            layout.stored = True
+        self._folded_until[span] = start + span
+
+    def _covering(self, span: int, found: Mapping[int, object]) -> tuple[Layout, list[Statement]]:
+        """The layout of the last roll-up while it covers these series and is half used, else a new one."""
+        layout = self._cover.get(span)
+        if layout is None or not found.keys() <= set(layout.series_ids) or 2 * len(found) < len(layout.series_ids):
+            layout = self._cover[span] = self._layouts.combined(sorted(found))
+        return layout, [] if layout.stored else layout_statements([layout])
+
+    async def _series_ids(self, layout: int) -> list[int]:
+        slots = await self._database.read("SELECT series FROM slot WHERE layout = ? ORDER BY position", (layout,))
+        return [number for (number,) in slots]
+
+    async def _warm(self, at: float) -> None:
+        """The last hour of the file into memory, and what the last run had not folded yet."""
+        [(newest,)] = await self._database.read("SELECT max(id) FROM tick")
+        if newest is None:
+            return
+        since = min(at - SPAN_S, max(self._folded_until[MINUTE_S], newest / 1_000_000 - SPAN_S))
+        rows = await self._database.read("SELECT id, layout, vals FROM tick WHERE id >= ?", (int(since * 1_000_000),))
+        layouts: dict[int, Layout] = {}
+        for number, layout_id, vals in rows:
+            layout = layouts.get(layout_id)
+            if layout is None:
+                layout = layouts[layout_id] = self._layouts.adopt(layout_id, await self._series_ids(layout_id))
+            self.recent.add(layout, number // 1000 / 1000, decode_values(vals))
+        self._rows = rows[-1][0] % 1000 if rows else 0
+
+
+_FOLDED = (("minute", MINUTE_S), ("hour", HOUR_S))
+
+
+def _new_layouts(rows: Iterable[TickRow]) -> list[Layout]:
+    return list({layout.id: layout for _, layout, _ in rows if not layout.stored}.values())
+
+
+def _insert(rows: Sequence[TickRow]) -> tuple[str, list[object]]:
+    return _INSERTS[len(rows)], [value for number, layout, vals in rows for value in (number, layout.id, vals)]
+
+
+def _insert_events(events: Sequence[Event]) -> Statement:
+    rows: list[Row] = [
+        (round(e.at * 1000), e.kind, e.severity.value, e.source, e.message, encode_labels(e.labels)) for e in events
+    ]
+    return Many("INSERT INTO event (at_ms, kind, severity, source, message, labels) VALUES (?, ?, ?, ?, ?, ?)", rows)

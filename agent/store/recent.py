@@ -1,0 +1,182 @@
+"""The last hour in memory, column by column: what rules are judged on, whatever the disk does."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from agent.model import Labels, Series
+from agent.promql.nodes import NAME, Matcher, MatchOp
+from agent.promql.values import Points
+from agent.store.series import Layout
+
+SPAN_S = 3600.0
+MAX_BYTES = 32 << 20
+_SLACK = 1.125
+"""Columns are cut when they hold this much more than their span: cutting costs a move of what stays."""
+
+
+class Block:
+    """The rows of one layout: their instants once, and a column for each series. Instants rise strictly."""
+
+    __slots__ = ("columns", "layout", "times")
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.times = array("d")
+        self.columns = [array("d") for _ in layout.series]
+
+    def add(self, at: float, values: Sequence[float]) -> None:
+        times = self.times
+        if times and at <= times[-1]:
+            # The wall clock stepped back (or this instant is written again): what it had marked as later never was.
+            self._keep(0, bisect_left(times, at))
+        times.append(at)
+        for column, value in zip(self.columns, values):  # noqa: B905 - of one length, checked by Recent.add
+            column.append(value)
+
+    def cut(self, before: float) -> None:
+        """Drop the rows before an instant."""
+        self._keep(bisect_left(self.times, before), len(self.times))
+
+    def _keep(self, low: int, high: int) -> None:
+        for column in (self.times, *self.columns):
+            del column[high:]
+            del column[:low]
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """Where the points of one series are: one place, or several after its source changed its layout."""
+
+    labels: Labels
+    named: dict[str, str]
+    places: list[tuple[Block, int]] = field(default_factory=list)
+
+    def points(self, start: float, end: float) -> Points | None:
+        """The series' points, at least those within the closed interval; None when there are none there."""
+        found = [place for place in self.places if _overlaps(place[0].times, start, end)]
+        if not found:
+            return None
+        if len(found) == 1:
+            block, position = found[0]
+            return Points(self.labels, block.times, block.columns[position])
+        merged: dict[float, float] = {}
+        for block, position in found:
+            low, high = bisect_left(block.times, start), bisect_right(block.times, end)
+            merged.update(zip(block.times[low:high], block.columns[position][low:high], strict=True))
+        times = sorted(merged)
+        return Points(self.labels, times, [merged[at] for at in times])
+
+
+class Recent:
+    """The last hour of every series, as a source for PromQL.
+
+    Parameters
+    ----------
+    span_s
+        How much time is kept.
+    max_bytes
+        A bound on the values kept; when it is reached, the oldest eighth of the time goes.
+    """
+
+    def __init__(self, span_s: float = SPAN_S, max_bytes: int = MAX_BYTES) -> None:
+        self._span_s, self._max_bytes = span_s, max_bytes
+        self._blocks: dict[int, Block] = {}
+        self._tracks: dict[str, dict[Labels, Track]] = {}
+
+    def add(self, layout: Layout, at: float, values: Sequence[float]) -> None:
+        """Take in one row; it replaces what the layout had at or after that instant."""
+        if len(values) != len(layout.series):
+            raise ValueError(f"a reading has {len(values)} values for {len(layout.series)} series")
+        block = self._blocks.get(layout.id)
+        if block is None:
+            block = self._blocks[layout.id] = Block(layout)
+            self._enter(block)
+        block.add(at, values)
+        if block.times[0] < at - self._span_s * _SLACK:
+            block.cut(at - self._span_s)
+
+    def select(self, matchers: Sequence[Matcher], start: float, end: float) -> list[Points]:
+        """Every series that meets all matchers, with at least its points in the closed interval, in seconds.
+
+        The points are live views: they are good until the next row is taken in.
+        """
+        found = (track.points(start, end) for track in self._matching(matchers))
+        return [points for points in found if points is not None]
+
+    def trim(self, at: float) -> list[Layout]:
+        """Drop what is too old or too much; return the layouts of which nothing is left."""
+        before = at - self._span_s
+        while self.bytes_held() > self._max_bytes:
+            oldest = self.start() or at
+            before = max(before + 1, oldest + (at - oldest) / 8)
+            self._cut(before)
+        self._cut(before)
+        empty = [block for block in self._blocks.values() if not block.times]
+        for block in empty:
+            del self._blocks[block.layout.id]
+            self._leave(block)
+        return [block.layout for block in empty]
+
+    def bytes_held(self) -> int:
+        """The size of all columns."""
+        return sum(8 * len(block.times) * (len(block.columns) + 1) for block in self._blocks.values())
+
+    def start(self) -> float | None:
+        """The oldest instant held."""
+        return min((block.times[0] for block in self._blocks.values() if block.times), default=None)
+
+    def window(self, start: float, end: float) -> Iterator[tuple[Series, Sequence[float]]]:
+        """The values of every series within ``[start, end)``, in the order of time."""
+        for metric, tracks in self._tracks.items():
+            for labels, track in tracks.items():
+                points = track.points(start, end)
+                if points is not None:
+                    low, high = bisect_left(points.times, start), bisect_left(points.times, end)
+                    if low < high:
+                        yield Series(metric, labels), points.values[low:high]
+
+    def _cut(self, before: float) -> None:
+        for block in self._blocks.values():
+            if block.times and block.times[0] < before:
+                block.cut(before)
+
+    def _enter(self, block: Block) -> None:
+        for position, series in enumerate(block.layout.series):
+            tracks = self._tracks.setdefault(series.metric, {})
+            track = tracks.get(series.labels)
+            if track is None:
+                labels = tuple(sorted(((NAME, series.metric), *series.labels)))
+                track = tracks[series.labels] = Track(labels, dict(labels))
+            track.places.append((block, position))
+
+    def _leave(self, block: Block) -> None:
+        for series in block.layout.series:
+            tracks = self._tracks[series.metric]
+            track = tracks[series.labels]
+            track.places[:] = [place for place in track.places if place[0] is not block]
+            if not track.places:
+                del tracks[series.labels]
+            if not tracks:
+                del self._tracks[series.metric]
+
+    def _matching(self, matchers: Sequence[Matcher]) -> Iterable[Track]:
+        metric = next((m.value for m in matchers if m.name == NAME and m.op is MatchOp.EQUAL), None)
+        if metric is not None:
+            candidates: Iterable[Track] = self._tracks.get(metric, {}).values()
+            matchers = [m for m in matchers if m.name != NAME or m.op is not MatchOp.EQUAL or m.value != metric]
+        else:
+            candidates = (track for tracks in self._tracks.values() for track in tracks.values())
+        if not matchers:
+            return candidates
+        return [t for t in candidates if all(m.matches(t.named.get(m.name, "")) for m in matchers)]
+
+
+def _overlaps(times: array[float], start: float, end: float) -> bool:
+    if not times or times[-1] < start or times[0] > end:
+        return False
+    low = bisect_left(times, start)
+    return low < len(times) and times[low] <= end

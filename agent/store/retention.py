@@ -1,0 +1,110 @@
+"""How long what is kept, and how the file keeps its size: always in small steps, so that a tick never waits long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.store.database import PAGE_BYTES, Database
+
+DAY_S = 86400.0
+HOT_S = DAY_S
+"""Full resolution stays in hot rows for so long at most."""
+
+BATCH_ROWS = 500
+BATCHES = 20
+_SPARE_PAGES = 512
+"""Free pages up to here stay in the file, to be used again; what is more goes back to the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What is kept, by age in seconds and by the size of metrics.db in bytes."""
+
+    raw_s: float = 7 * DAY_S
+    minutes_s: float = 30 * DAY_S
+    hours_s: float = 730 * DAY_S
+    events_s: float = 90 * DAY_S
+    max_size_bytes: int = 1 << 30
+
+
+async def prune(database: Database, limits: Retention, at: float) -> int:
+    """Drop what is older than its age, then the oldest of what is over the size; at most a few thousand rows a call.
+
+    Returns
+    -------
+    int
+        How many rows went.
+    """
+    oldest_kept = {
+        "tick": int((at - min(limits.raw_s, HOT_S)) * 1_000_000),
+        "minute": int(at - limits.minutes_s),
+        "hour": int(at - limits.hours_s),
+        "event": int((at - limits.events_s) * 1000),
+    }
+    gone = 0
+    for table, before in oldest_kept.items():
+        for _ in range(BATCHES):
+            dropped = await drop_oldest(database, table, before)
+            gone += dropped
+            if dropped < BATCH_ROWS:
+                break
+    for _ in range(BATCHES):
+        if await used_bytes(database) <= limits.max_size_bytes:
+            break
+        gone += await drop_something(database)
+    await _shrink(database)
+    return gone
+
+
+async def drop_oldest(database: Database, table: str, before: int | None = None, rows: int = BATCH_ROWS) -> int:
+    """Drop the oldest rows of one table, those before a key if given; return how many."""
+    key = "at_ms" if table == "event" else "id"
+    limit, parameters = (f"WHERE {key} < ?", (before, rows)) if before is not None else ("", (rows,))
+    [[], [(dropped,)]] = await database.write(
+        (f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} {limit} ORDER BY {key} LIMIT ?)", parameters),
+        ("SELECT changes()", ()),
+    )
+    return int(dropped)
+
+
+async def drop_something(database: Database, rows: int = BATCH_ROWS) -> int:
+    """Drop the oldest of what is cheapest to lose: full resolution first, then minutes, events, hours."""
+    for table in ("tick", "minute", "event", "hour"):
+        dropped = await drop_oldest(database, table, rows=rows)
+        if dropped:
+            return dropped
+    return 0
+
+
+async def used_bytes(database: Database) -> int:
+    """What the file's content takes; pages kept free for use again are not counted."""
+    [(pages,)] = await database.read("PRAGMA page_count")
+    [(free,)] = await database.read("PRAGMA freelist_count")
+    return int(pages - free) * PAGE_BYTES
+
+
+async def fence(database: Database, limits: Retention) -> None:
+    """Forbid the file to grow beyond its size by more than a sixteenth, come what may."""
+    await database.read(f"PRAGMA max_page_count = {limits.max_size_bytes * 17 // 16 // PAGE_BYTES}")
+
+
+async def drop_unused_layouts(database: Database, in_use: list[int]) -> None:
+    """Drop the layouts that no row names any more, and the series that no layout names.
+
+    Parameters
+    ----------
+    in_use
+        Layouts that rows to come may name.
+    """
+    marks = ",".join("?" * len(in_use))
+    named = " UNION ".join(f"SELECT layout FROM {table}" for table in ("tick", "minute", "hour"))
+    await database.write(
+        (f"DELETE FROM slot WHERE layout NOT IN ({named}) AND layout NOT IN ({marks})", in_use),
+        ("DELETE FROM series WHERE id NOT IN (SELECT series FROM slot)", ()),
+    )
+
+
+async def _shrink(database: Database) -> None:
+    [(free,)] = await database.read("PRAGMA freelist_count")
+    if free > _SPARE_PAGES:
+        await database.read(f"PRAGMA incremental_vacuum({min(free - _SPARE_PAGES, 4 * _SPARE_PAGES)})")
