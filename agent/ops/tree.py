@@ -73,7 +73,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _openat2(directory: int, way: bytes, flags: int, resolve: int) -> int:
-    how = _OpenHow(flags, 0, resolve)
+    # With O_NOFOLLOW a link under O_DIRECTORY would be "not a directory"; RESOLVE_NO_SYMLINKS says what it is.
+    how = _OpenHow(flags & ~os.O_NOFOLLOW, 0, resolve)
     while True:
         fd: int = _libc.syscall(_OPENAT2, directory, way, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)))
         if fd >= 0:
