@@ -437,3 +437,7 @@ def reference() -> str:
 def _row(metric: Metric) -> str:
     labels = ", ".join(f"`{label}`" for label in metric.labels)
     return f"| `{metric.name}` | {labels} | {metric.type} | {metric.unit} | {metric.help} |"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -97,6 +97,7 @@ class NamedNumbers:
 
     def __init__(self, wanted: Mapping[bytes, tuple[Series, int]]) -> None:
         self._wanted = wanted
+        self._count = -1
         self._names: list[bytes] = []
         self._places: list[int] = []
         self._factors: list[int] = []
@@ -105,12 +106,13 @@ class NamedNumbers:
     def parse(self, raw: bytes) -> list[float]:
         """The wanted numbers in base units, as ``series`` names them."""
         words = raw.split()
-        if not self._names or len(words) <= self._places[-1] + 1 or self._names != [words[at] for at in self._places]:
+        if len(words) != self._count or self._names != [words[place] for place in self._places]:
             self._learn(words)
         return [int(words[place + 1]) * factor for place, factor in zip(self._places, self._factors, strict=True)]
 
     def _learn(self, words: Sequence[bytes]) -> None:
         wanted = self._wanted
+        self._count = len(words)
         self._places = [place for place, word in enumerate(words[:-1]) if word in wanted]
         self._names = [words[place] for place in self._places]
         self._factors = [wanted[name][1] for name in self._names]
