@@ -1,4 +1,4 @@
-"""Runs the tailer: events and a sweep wake it, matches become events and counters, and all of it commits with the offsets.
+"""Runs the tailer: events and a sweep wake it; matches become events and counters that commit with the offsets.
 
 Files are read and matched in a thread of their own: a log folder on a hung mount stops this loop and no other.
 """
@@ -133,7 +133,7 @@ class LogWatch:
                 await self._round(watch)
                 self._progress()
         finally:
-            # Runs to its end though we are cancelled; the reader thread may be stuck on a dead mount and is not waited for.
+            # Not waited for: the thread may be stuck on a dead mount.
             self._thread.submit(self._end, watch)
             self._thread.shutdown(wait=False)
 
@@ -193,7 +193,7 @@ class LogWatch:
 
     def _take_hints(self, boot: float) -> bool:
         """Sort out what events named; whether names changed, so that only a sweep can tell what is what."""
-        names_changed = False
+        names_changed = unknown = False
         while self._hints:
             path, moved = self._hints.popleft()
             names_changed |= moved
@@ -202,7 +202,9 @@ class LogWatch:
             if tail is not None:
                 self._ready[tail] = None
             else:
-                self._ready.update(dict.fromkeys(self._tailer.draining()))
+                unknown = True
+        if unknown:
+            self._ready.update(dict.fromkeys(self._tailer.draining()))
         return names_changed
 
     async def _rest_or_resume(self, watch: Watch, boot: float) -> None:
@@ -242,26 +244,21 @@ class LogWatch:
 
     def _folders(self) -> set[str]:
         found = {folder for pattern in self._globs for folder in _folders_of(pattern)}
-        # The file behind a symbolic link is written where it lies.
-        found.update(os.path.dirname(os.path.realpath(tail.path)) for tail in self._tailer.tails if tail.path)
-        return found
+        return found | {os.path.dirname(target) for target in self._tailer.link_targets()}
 
     def _turn(self, boot: float) -> None:
         """Read each ready file a block at a time until all are read or the turn's budget is spent."""
         budget = TURN_BYTES
         while self._ready and budget > 0:
             for tail in list(self._ready):
+                del self._ready[tail]
                 block = self._tailer.read(tail, boot)
-                if block is None:
-                    del self._ready[tail]
-                else:
+                if block is not None:
                     self._take(tail, block, boot)
                     budget -= block.bytes
+                    self._ready[tail] = None  # at the end: the next turn goes on with the others
                 if budget <= 0:
                     break
-        # The next turn begins with the file after the last one read.
-        for tail in list(self._ready)[:1]:
-            self._ready[tail] = self._ready.pop(tail)
         self._take_notices()
 
     def _take(self, tail: Tail, block: Block, boot: float) -> None:
@@ -324,6 +321,7 @@ class LogWatch:
             self._batch.at_once = True
             if notice.kind == "gap":
                 self._counts_of(notice.path).gap()
+                self._ready.update(dict.fromkeys(self._tailer.draining()))  # the copy that holds the lost end
                 self._touch(notice.path)
 
     def _fold(self, boot: float) -> None:

@@ -59,7 +59,7 @@ class Position:
     Attributes
     ----------
     head, head_bytes
-        Hash of the first bytes read, at most 1 KiB.
+        Hash of the first bytes seen, at most 1 KiB.
     window
         Hash of the up to 256 bytes before ``offset``.
     line
@@ -132,7 +132,6 @@ class Tail:
     seen: tuple[int, int] = (-1, -1)
     """Size and modification time when last read."""
     grew_at: float = 0.0
-    used_at: float = 0.0
     held_bytes: int = 0
     """Length of the unfinished line at the end."""
     peeked_bytes: int = 0
@@ -167,6 +166,8 @@ def read_block(fd: int, at: Position, buffer: bytearray, *, flush: bool = False)
     base = at.offset - before
     # One read for the check and the data: a truncation between two reads could not slip in.
     end = os.preadv(fd, [buffer], base)
+    if not before and not fits(fd, at):
+        raise TruncatedError
     if end < before or (before and digest(memoryview(buffer)[:before]) != at.window):
         raise TruncatedError
     start, skipping, nul_bytes = before, at.skipping, 0
@@ -245,9 +246,13 @@ def _block(
 
 def at_offset(fd: int, at: Position) -> Position:
     """``at`` with the hashes that its offset has in this file."""
-    head = os.pread(fd, min(HEAD_BYTES, at.offset), 0)
     window = os.pread(fd, min(WINDOW_BYTES, at.offset), max(0, at.offset - WINDOW_BYTES))
-    return replace(at, head=digest(head), head_bytes=len(head), window=digest(window))
+    return replace(_with_head(fd, at), window=digest(window))
+
+
+def _with_head(fd: int, at: Position) -> Position:
+    head = os.pread(fd, HEAD_BYTES, 0)
+    return replace(at, head=digest(head), head_bytes=len(head))
 
 
 def end_of(fd: int, device: int, inode: int) -> Position:
@@ -262,10 +267,10 @@ def end_of(fd: int, device: int, inode: int) -> Position:
 
 def fits(fd: int, at: Position) -> bool:
     """Whether this file holds, up to ``at``, what was read there: it is the file, or a copy of it."""
-    head = os.pread(fd, at.head_bytes, 0)
+    head = os.pread(fd, at.head_bytes, 0) if at.head_bytes else b""
     before = min(at.offset, WINDOW_BYTES)
     window = os.pread(fd, before, at.offset - before)
-    return len(window) == before and digest(head) == at.head and (not before or digest(window) == at.window)
+    return len(window) == before and (not at.head_bytes or digest(head) == at.head) and (not before or digest(window) == at.window)
 
 
 def open_regular(path: str) -> int:
@@ -313,14 +318,16 @@ class Tailer:
         self._most_open = most_open
         self._buffer = bytearray(BLOCK_BYTES + WINDOW_BYTES)
         self._tails: dict[Key, Tail] = {}
+        self._origins: dict[str, list[Tail]] = {}
+        self._open_tails: dict[Tail, None] = {}  # least recently used first
+        self._links: dict[str, Tail] = {}
         self._paths: dict[str, Tail] = {}
         self._refused: dict[str, str] = {}
         self._lost: list[Tail] = []
         self._notices: list[Notice] = []
         for origin, positions in (stored or {}).items():
             for past, *fields in positions:
-                tail = Tail(origin, Position.from_json(fields), past=bool(past))
-                self._tails[tail.position.key] = tail
+                tail = self._add(Tail(origin, Position.from_json(fields), past=bool(past)))
                 if not past:
                     self._lost.append(tail)
 
@@ -330,19 +337,23 @@ class Tailer:
         return [tail for tail in self._tails.values() if not tail.past]
 
     def at(self, path: str) -> Tail | None:
-        """The file that a watched path leads to."""
-        return self._paths.get(path)
+        """The file that a watched path leads to, directly or as the target of a symbolic link."""
+        return self._paths.get(path) or self._links.get(path)
+
+    def link_targets(self) -> list[str]:
+        """Where files lie that are watched through symbolic links."""
+        return list(self._links)
 
     def draining(self) -> list[Tail]:
         return [tail for tail in self._tails.values() if tail.path is None and not tail.past]
 
     def entry(self, origin: str) -> list[list[Any]]:
         """What to store for a path: its files, the past ones so that they are not read again; plain JSON."""
-        mine = [tail for tail in self._tails.values() if tail.origin == origin]
+        mine = self._origins.get(origin, [])
         past = [tail for tail in mine if tail.past]
         for forgotten in past[:-MOST_PAST]:
-            del self._tails[forgotten.position.key]
-        return [[int(tail.past), *tail.position.to_json()] for tail in mine if tail.position.key in self._tails]
+            self._remove(forgotten)
+        return [[int(tail.past), *tail.position.to_json()] for tail in mine]
 
     def take_notices(self) -> list[Notice]:
         notices, self._notices = self._notices, []
@@ -358,7 +369,10 @@ class Tailer:
         """
         paths = self._expand()
         changed: list[Tail] = []
-        for path, from_end in paths.items():
+        self._links.clear()
+        # Known paths first: a truncation must be seen before the copy that was made of the file.
+        for path in sorted(paths, key=lambda path: (path not in self._paths, path)):
+            from_end = paths[path]
             tail = self._follow(path, from_end=from_end, boot=boot)
             if tail is not None and self._is_changed(tail):
                 changed.append(tail)
@@ -414,7 +428,7 @@ class Tailer:
             for path in glob.iglob(pattern, recursive=True):
                 if not path.endswith(_COMPRESSED_NAMES):
                     paths[path] = paths.get(path, True) and from_end
-        return dict(sorted(paths.items()))
+        return paths
 
     def _follow(self, path: str, *, from_end: bool, boot: float) -> Tail | None:
         """The file behind a path: known, renamed, new, or none."""
@@ -428,9 +442,12 @@ class Tailer:
             self._refuse(path, "not a regular file")
             return None
         key = info.st_dev, info.st_ino
+        before = self._paths.get(path)
+        if before is not None and before.position.key != key:
+            self._drain(before, boot)  # first: opening the new file must not close the old one
         tail = self._tails.get(key)
         if tail is not None and tail.past and not self._is_same(path, tail):
-            del self._tails[key]  # a new file on a freed inode
+            self._remove(tail)  # a new file on a freed inode
             tail = None
         if tail is None:
             tail = self._begin(path, from_end=from_end, boot=boot)
@@ -438,14 +455,20 @@ class Tailer:
                 return None
         elif tail.path not in (None, path) and self._leads_to(tail.path, key):
             return None  # a second name of a file that is read under its first
-        before = self._paths.get(path)
-        if before is not None and before is not tail:
-            self._drain(before, boot)
         if tail.path is not None and tail.path != path:
             self._paths.pop(tail.path, None)
         tail.path, tail.past = path, False
         self._paths[path] = tail
+        if os.path.islink(path):
+            self._links[os.path.realpath(path)] = tail
         self._refused.pop(path, None)
+        if len(self._open_tails) < self._most_open:
+            self._open(tail, boot)  # held from now on, a rename or a deletion takes nothing away
+        if tail.fd >= 0 and (info.st_size, info.st_mtime_ns) != tail.seen and not fits(tail.fd, tail.position):
+            self._restart(tail, boot, "truncated")
+        if tail.fd >= 0 and tail.position.head_bytes < min(HEAD_BYTES, info.st_size):
+            # Before it is read: a file rotated away unread is then known by its head.
+            tail.position = _with_head(tail.fd, tail.position)
         return tail
 
     @staticmethod
@@ -468,15 +491,14 @@ class Tailer:
             os.close(fd)
             self._refuse(path, "compressed")
             return None
-        original = self._copied_from(path, fd, info.st_size, boot)
+        original = "" if from_end else self._copied_from(path, fd, info.st_size, boot)
         if original:
             os.close(fd)
             self._refuse(path, f"so far a copy of {os.path.basename(original)}")
             return None
-        position = self._read_before(path, fd, key) or (end_of(fd, *key) if from_end else Position(*key))
-        tail = Tail(path, position, fd, grew_at=boot, used_at=boot)
-        self._tails[key] = tail
-        self._spare_descriptors()
+        position = end_of(fd, *key) if from_end else self._read_before(path, fd, key) or Position(*key)
+        tail = self._add(Tail(path, position, grew_at=boot))
+        self._hold(tail, fd)
         return tail
 
     @staticmethod
@@ -551,12 +573,14 @@ class Tailer:
             known = self._tails.get(key)
             if known is not None and known is not tail:
                 continue
+            if not tail.position.head_bytes and not (known is tail and _are_related(tail.origin, path)):
+                continue  # of a file that was empty only the inode is known
             fd = _open_if_fits(path, tail.position)
             if fd >= 0:
-                del self._tails[tail.position.key]
+                self._remove(tail)
                 tail.position = replace(tail.position, device=key[0], inode=key[1])
-                tail.fd = fd
-                self._tails[key] = tail
+                self._add(tail)
+                self._hold(tail, fd)
                 return True
         return False
 
@@ -574,9 +598,9 @@ class Tailer:
             if key in self._tails:
                 continue
             at = replace(tail.position, device=key[0], inode=key[1])
-            fd = _open_if_fits(path, at)
+            fd = _open_if_fits(path, at) if at.head_bytes else -1
             if fd >= 0:
-                self._tails[key] = Tail(tail.origin, at, fd, grew_at=boot, used_at=boot)
+                self._hold(self._add(Tail(tail.origin, at, grew_at=boot)), fd)
                 return f"its end is read from {os.path.basename(path)}"
             if info.st_size < at.offset and _are_related(tail.origin, path):
                 self._remember_shorter_copy(tail.origin, path, at, info.st_size)
@@ -591,12 +615,12 @@ class Tailer:
         except OSError:
             return
         if digest(os.pread(fd, at.head_bytes, 0)) == at.head:
-            self._tails[at.key] = Tail(origin, at_offset(fd, replace(at, offset=size)), past=True)
+            self._add(Tail(origin, at_offset(fd, replace(at, offset=size)), past=True))
         os.close(fd)
 
     def _open(self, tail: Tail, boot: float) -> bool:
-        tail.used_at = boot
         if tail.fd >= 0:
+            self._open_tails[tail] = self._open_tails.pop(tail)
             return True
         if tail.path is None:
             return False
@@ -609,26 +633,35 @@ class Tailer:
         if (info.st_dev, info.st_ino) != tail.position.key:
             os.close(fd)  # switched since it was looked at; the next sweep follows it
             return False
-        tail.fd = fd
-        self._spare_descriptors()
+        self._hold(tail, fd)
         if not fits(fd, tail.position):
             self._restart(tail, boot, "replaced")
         return True
 
-    def _spare_descriptors(self) -> None:
-        held = [tail for tail in self._tails.values() if tail.fd >= 0]
-        if len(held) <= self._most_open:
-            return
-        # A draining file has no path to open it by again.
-        idle = sorted((tail for tail in held if tail.path is not None), key=lambda tail: tail.used_at)
-        for tail in idle[: len(held) - self._most_open]:
-            self._close(tail)
+    def _hold(self, tail: Tail, fd: int) -> None:
+        tail.fd = fd
+        self._open_tails[tail] = None
+        spare = len(self._open_tails) - self._most_open
+        if spare > 0:
+            # A draining file has no path to open it by again.
+            for idle in [each for each in self._open_tails if each.path is not None and each is not tail][:spare]:
+                self._close(idle)
 
-    @staticmethod
-    def _close(tail: Tail) -> None:
+    def _close(self, tail: Tail) -> None:
         if tail.fd >= 0:
+            del self._open_tails[tail]
             os.close(tail.fd)
             tail.fd = -1
+
+    def _add(self, tail: Tail) -> Tail:
+        self._tails[tail.position.key] = tail
+        self._origins.setdefault(tail.origin, []).append(tail)
+        return tail
+
+    def _remove(self, tail: Tail) -> None:
+        if self._tails.get(tail.position.key) is tail:
+            del self._tails[tail.position.key]
+        self._origins[tail.origin].remove(tail)
 
     def _refuse(self, path: str, reason: str) -> None:
         if self._refused.get(path) != reason:
@@ -672,8 +705,6 @@ def _siblings(path: str) -> Iterator[tuple[str, os.stat_result]]:
 
 def _open_if_fits(path: str, at: Position) -> int:
     """A descriptor of ``path`` if it holds what was read up to ``at``; else -1."""
-    if not at.head_bytes:
-        return -1
     try:
         fd = open_regular(path)
     except OSError:
