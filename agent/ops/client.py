@@ -100,19 +100,21 @@ class _Connection:
     def lost(self) -> bool:
         return self.reader.at_eof() or (self.process is not None and self.process.returncode is not None)
 
-    async def close(self) -> None:
-        """Hang up: the hands stop before their next item and end. A process that does not is told to, then killed."""
+    async def close(self, grace_s: float) -> None:
+        """Hang up: the hands stop before their next item and end. A child that has not after ``grace_s`` is killed."""
         self.writer.close()
         with contextlib.suppress(OSError):
             await self.writer.wait_closed()
         if self.process is None:
             return
-        for stop in (None, self.process.terminate, self.process.kill):
-            with contextlib.suppress(ProcessLookupError, TimeoutError):
-                if stop:
-                    stop()
-                await asyncio.wait_for(self.process.wait(), STOP_S)
+        for patience_s in (grace_s, STOP_S):
+            try:
+                await asyncio.wait_for(self.process.wait(), patience_s)
                 return
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    self.process.kill()
+        # What the kernel holds in a call cannot be killed; it is left behind, and new hands are started when needed.
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +309,7 @@ class OpsClient:
                     results += (await talk.expect(Results)).results
                 end = await talk.expect(Pruned)
             except OpsError as error:
-                await self._drop()
+                await self._drop(grace_s=0)
                 return _interrupted(items, results, sent, str(error))
             return PruneResult(tuple(results), end.bytes_removed, end.bytes_freed)
 
@@ -327,12 +329,19 @@ class OpsClient:
                     raise RefusedError("outside_roots", f'cannot touch "{path}": it is under no root of the policy')
                 yield _Talk(connection, next(self._ids), self._silence_s, *located)
             except RefusedError:
-                raise  # a whole answer: the conversation goes on
+                await self._rest()  # a whole answer like any other
+                raise
+            except OpsError:
+                await self._drop(grace_s=0)
+                raise
             except BaseException:
                 await self._drop()
                 raise
-            if not self._link.keep:
-                await self._drop()
+            await self._rest()
+
+    async def _rest(self) -> None:
+        if not self._link.keep:
+            await self._drop()
 
     async def _connected(self) -> _Connection:
         if self._connection and self._connection.lost:
@@ -353,7 +362,7 @@ class OpsClient:
         except RefusedError as error:
             raise OpsError(f"cannot work with the hands: {error}") from error
 
-    async def _drop(self) -> None:
+    async def _drop(self, grace_s: float = STOP_S) -> None:
         connection, self._connection = self._connection, None
         if connection:
-            await asyncio.shield(connection.close())
+            await asyncio.shield(connection.close(grace_s))

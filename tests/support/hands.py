@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import mmap
 import os
 import socket
 import threading
@@ -164,3 +166,22 @@ def item_of(path: Path, root: Path) -> Item:
     status = path.lstat()
     relative = str(path.relative_to(root))
     return Item(relative, status.st_blocks * 512, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_atime_ns)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[None]:
+    """A file in use by a mapping alone; Python's own mmap keeps a descriptor open as well."""
+    fd = os.open(path, os.O_RDONLY)
+    address = _libc.mmap(None, 4096, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+    os.close(fd)
+    assert address != ctypes.c_void_p(-1).value
+    try:
+        yield
+    finally:
+        _libc.munmap(address, 4096)

@@ -53,10 +53,10 @@ def test_a_policy_that_cannot_be_read_says_why(raw: bytes, words: str) -> None:
 
 @pytest.mark.parametrize(
     "root",
-    ["", "/", "~", "~/cache", "..", "$HOME/x", "${X}/y", "relative/x", "/tmp", "/home", "/home/alice", "/etc", "/etc/x",
-     "/usr/lib/x", "/var", "/var/lib", "/var/log", "/tmp/", "/tmp//x", "/tmp/x/", "/tmp/./x", "/tmp/x/..", "/tmp/../etc",
-     "/proc/1", "/sys/x", "/dev/sda", "/run/x", "/boot/x", "/tmp/*", "/tmp/ab*", "/tmp/*/x", "/tmp/be?ch/x", "/tmp/[a]bc",
-     "/tmp/a\nb", "/tmp/a\0b", "/tmp/a\\b", "/root"],
+    ["", "/", "~", "~/cache", "..", "$HOME/x", "${X}/y", "relative/x", "/tmp", "/home", "/home/alice", "/etc",
+     "/etc/x", "/usr/lib/x", "/var", "/var/lib", "/var/log", "/tmp/", "/tmp//x", "/tmp/x/", "/tmp/./x", "/tmp/x/..",
+     "/tmp/../etc", "/proc/1", "/sys/x", "/dev/sda", "/run/x", "/boot/x", "/tmp/*", "/tmp/ab*", "/tmp/*/x",
+     "/tmp/be?ch/x", "/tmp/[a]bc", "/tmp/a\nb", "/tmp/a\0b", "/tmp/a\\b", "/root"],
 )  # fmt: skip
 def test_d8_what_can_never_be_a_root(root: str) -> None:
     assert root_fault(root).startswith("cannot use")
@@ -103,7 +103,7 @@ def test_property_no_policy_and_no_path_ever_lead_outside_a_root(roots: list[str
     for root in fine:
         folder, _ = split_glob(root)
         assert os.path.normpath(folder) == folder
-        assert folder.count("/") >= 1 and folder not in ("/", "/home", "/etc", "/usr", "/var/lib")
+        assert folder not in ("/", "/home", "/etc", "/usr", "/var/lib")
     for candidate in (path, *(root + "/" + path for root in fine)):
         found = locate(fine, candidate)
         if found is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 
 from agent.ops import tree
 from agent.ops.protocol import MAX_DEPTH, RefusedError
+from tests.support.hands import mapped
 
 
 @pytest.fixture(params=["openat2", "fallback"], autouse=True)
@@ -117,9 +117,7 @@ def test_d4_a_lease_is_refused_for_every_way_of_using_a_file(tmp_path: Path) -> 
         holder = os.open(path, flags)
         assert answer() == "open"
         os.close(holder)
-    holder = os.open(path, os.O_RDONLY)
-    with mmap.mmap(holder, 0, prot=mmap.PROT_READ):
-        os.close(holder)
+    with mapped(path):
         assert answer() == "open"
     assert answer() == ""
 

@@ -338,6 +338,19 @@ def test_d5_on_a_noatime_mount_the_last_use_is_unknown_and_only_mtime_acts(cache
         subprocess.run(["umount", os.fspath(cache)], check=True)
 
 
+def test_e6_a_prune_stops_before_the_next_item_when_the_peer_has_gone(cache: Path) -> None:
+    items = [item_of(put(cache / str(number)), cache) for number in range(10)]
+    answers = iter([False, False, False, True])
+    base = os.open(cache, tree.DIRECTORY)
+    try:
+        request = Prune(str(cache), "", "atime", 0.0, 10)
+        caps = verbs.Caps(2**40, lambda: next(answers))
+        assert list(verbs.prune(base, request, iter([tuple(items)]), caps, time.time_ns)) == []
+    finally:
+        os.close(base)
+    assert len(list(cache.iterdir())) == 7
+
+
 def test_a_file_that_may_not_be_opened_counts_as_perhaps_in_use(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(directory: int, name: bytes, flags: int) -> int:
         raise PermissionError(13, "Permission denied", name)
@@ -359,4 +372,5 @@ def test_items_outside_of_what_a_survey_would_name_are_refused_one_by_one(cache:
         lies = [type(real)(path, real.bytes, *_identity(real)) for path in wishes]
         results, end = peer.prune(str(cache), lies)
     assert set(results.values()) == {"bad_path", "protected"}
-    assert end.files == 0 and victim.exists()
+    assert end.files == 0
+    assert victim.exists()
