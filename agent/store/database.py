@@ -148,9 +148,14 @@ class Database:
 
     async def write_one(self, sql: str, parameters: Sequence[object]) -> None:
         """Carry out one statement as its own transaction, in one hop to the thread: the tick's own way."""
-        async with self._lock:
-            with self._named_errors():
-                await self._connection.execute_fetchall(sql, parameters)
+        if self._lock.locked():
+            async with self._lock:  # a transaction is under way, and must not take this statement in
+                pass
+        try:
+            # The thread takes one after the other: whatever locks from here on comes behind this statement.
+            await self._connection.execute_fetchall(sql, parameters)
+        except (sqlite3.Error, ValueError) as error:
+            raise self._named(error) from error
 
     async def checkpoint(self) -> None:
         """Move the write-ahead log into the file as far as readers allow, so that the log can start over."""
@@ -193,21 +198,25 @@ class Database:
 
     async def _read(self, sql: str, parameters: Sequence[object]) -> list[Row]:
         async with self._lock:
-            with self._named_errors():
+            try:
                 return await self._rows(sql, parameters)
+            except (sqlite3.Error, ValueError) as error:
+                raise self._named(error) from error
 
     async def _rows(self, sql: str, parameters: Sequence[object]) -> list[Row]:
         return [tuple(row) for row in await self._connection.execute_fetchall(sql, parameters)]
 
     async def _transact(self, statements: Sequence[Statement]) -> list[list[Row]]:
         async with self._lock:
-            with self._named_errors():
+            try:
                 try:
                     return await self._attempt(statements)
                 except sqlite3.OperationalError as error:
                     if not _no_room(error) or not self.release_ballast():
                         raise
                     return await self._attempt(statements)
+            except (sqlite3.Error, ValueError) as error:
+                raise self._named(error) from error
 
     async def _attempt(self, statements: Sequence[Statement]) -> list[list[Row]]:
         run = self._connection
@@ -226,15 +235,10 @@ class Database:
             raise
         return results
 
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            kind = StoreFullError if _no_room(error) else StoreError
-            raise kind(f'cannot use "{self.path}": {error}') from error
-        except ValueError as error:  # what aiosqlite says of a closed connection
-            raise StoreError(f'cannot use "{self.path}": {error}') from error
+    def _named(self, error: Exception) -> StoreError:
+        """What is raised for an SQLite error, or for aiosqlite's ValueError on a closed connection."""
+        kind = StoreFullError if isinstance(error, sqlite3.Error) and _no_room(error) else StoreError
+        return kind(f'cannot use "{self.path}": {error}')
 
 
 class StateLock:

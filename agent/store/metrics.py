@@ -90,9 +90,17 @@ class Metrics:
         for reading in readings:
             if reading.series:
                 self._wait(self._take_in(reading))
-        if self._flushing is None or self._flushing.done():
+        if self._flushing is not None:
+            if not self._flushing.done():
+                return
+            self._flushing = None
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._flush()
+        except TimeoutError:
+            # SQLite is stuck. One task waits for it with these rows and all that follow; no tick does.
+            self.fault = f"the disk did not take a commit within {deadline_s:g} s"
             self._flushing = asyncio.create_task(self._flush())
-            await asyncio.wait({self._flushing}, timeout=deadline_s)
 
     async def commit_log(
         self, events: Sequence[Event], readings: Sequence[Reading], offsets: Mapping[str, Mapping[str, object]]
