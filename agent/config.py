@@ -255,8 +255,8 @@ def load(path: str | None = None) -> LoadedConfig:
     if chosen is None and not os.path.exists(DEFAULT_PATH):
         return LoadedConfig(Config(), DEFAULT_PATH, (), ())
     chosen = os.path.abspath(chosen or DEFAULT_PATH)
-    root, found = yamlfile.read([chosen])[chosen]
-    config, faults = from_node(chosen, root, found)
+    parsed = yamlfile.read([chosen])[chosen]
+    config, faults = from_node(chosen, parsed.root, parsed.faults)
     if config is None or any(not fault.warning for fault in faults):
         raise FaultyFilesError([fault for fault in faults if not fault.warning])
     return LoadedConfig(config, chosen, _rule_files(config, chosen), tuple(faults))

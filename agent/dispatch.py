@@ -22,9 +22,10 @@ from agent.errors import ExpressionError, OpsError, StoreError, UpkeepError
 from agent.guards import Situation
 from agent.handlers import Handler, Tools, make
 from agent.model import Action, ActionStatus, AlertState, Event, Mode, Outcome, Plan, Severity, Verdict
-from agent.promql.parse import BinaryExpr
+from agent.promql.nodes import Binary
 from agent.rulefile import AlertRule
-from agent.store import Ledger
+from agent.silencing import silence_of
+from agent.store import Circuit, Ledger, Past
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ APPLY_DEADLINE_S = 900.0
 VERIFY_EVERY_S = 5.0
 MAX_ATTEMPTS = 3
 CIRCUIT_OPENS_AFTER = 2
+CIRCUIT_MEMORY_S = 7 * 86400.0
+HOUR_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ class Dispatch:
         """Carry out for ever."""
         try:
             while True:
-                waiting = await self._round()
+                waiting = await self.round()
                 self._progress()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), timeout=RETRY_S if waiting else 30.0)
@@ -113,6 +116,14 @@ class Dispatch:
             for task in self._verifying:
                 task.cancel()
             await asyncio.gather(*self._verifying, return_exceptions=True)
+
+    async def once(self) -> None:
+        """Carry out what is open and wait until it is verified, for ``upkeep run --once``."""
+        await self.recover()
+        await self.round()
+        while self._verifying:
+            await asyncio.wait(self._verifying)
+            await self.round()
 
     async def carry_out(self, action: Action) -> Action:
         """Carry out one action that a person asked for and wait for its end; it must be in the ledger already."""
@@ -125,8 +136,8 @@ class Dispatch:
 
     # -- one action --
 
-    async def _round(self) -> bool:
-        """Advance every open action once; whether any is waiting."""
+    async def round(self) -> bool:
+        """Advance every open action once; whether any is left waiting."""
         waiting = False
         for action in await self._ledger.open_actions():
             if action.status in (ActionStatus.REQUESTED, ActionStatus.AWAITING_APPROVAL):
@@ -279,7 +290,9 @@ class Dispatch:
     async def _ask_rule(self, rule: AlertRule, action: Action) -> tuple[Verdict, str]:
         within = _verify_within(rule, action)
         deadline = self._clock.boot() + within
-        before = next((a.value for a in self._engine.alerts() if a.rule == rule.name and a.labels == action.labels), None)
+        before = next(
+            (a.value for a in self._engine.alerts() if a.rule == rule.name and a.labels == action.labels), None
+        )
         value: float | None = None
         known = False
         while True:
@@ -303,15 +316,17 @@ class Dispatch:
         """Two in a row that did not help open the circuit of this handler on this resource."""
         if verdict is Verdict.FIXED or verdict is None:
             return
-        last = await self._ledger.recent_actions(handler=action.handler, resource=action.resource)
-        judged = [past.verdict for past in last if past.verdict is not None and past.reason != "nothing_to_do"]
-        if len(judged) >= CIRCUIT_OPENS_AFTER and Verdict.FIXED not in judged[:CIRCUIT_OPENS_AFTER]:
-            await self._ledger.open_circuit(action.handler, action.resource, self._clock.wall())
-            message = (
-                f"circuit opened: {action.handler} on {action.resource} did not help {CIRCUIT_OPENS_AFTER} times in a "
-                f"row; when you know why: upkeep circuit close {action.handler}:{action.resource}"
-            )
-            await self._record([Event("circuit_opened", Severity.ERROR, message, "dispatch", self._clock.wall())])
+        past = await self._ledger.past_actions(within_s=CIRCUIT_MEMORY_S)
+        judged = [each.verdict for each in past if _same_work(each, action) and each.verdict is not None]
+        if len(judged) < CIRCUIT_OPENS_AFTER or Verdict.FIXED in judged[:CIRCUIT_OPENS_AFTER]:
+            return
+        now = self._clock.wall()
+        why = f"{action.handler} on {action.resource} did not help {CIRCUIT_OPENS_AFTER} times in a row"
+        await self._ledger.open_circuit(Circuit(action.handler, action.resource, now, why))
+        message = (
+            f"circuit opened: {why}; when you know the cause: upkeep circuit close {action.handler}:{action.resource}"
+        )
+        await self._record([Event("circuit_opened", Severity.ERROR, message, "dispatch", now)])
 
     async def _next_rung(self, action: Action) -> None:
         """One rung up, unless the alert has cleared meanwhile. The last rung is a person's."""
@@ -363,13 +378,15 @@ class Dispatch:
     async def _situation(self, action: Action, handler: Handler) -> Situation:
         rule = self._engine.rule_named(action.rule, action.labels) if action.rule else None
         fix = rule.remediation if rule else None
-        config = self._brakes.limits
-        past = await self._ledger.recent_actions(handler=action.handler, resource=action.resource)
-        acted = [seconds for other in past if (seconds := self._ledger.age_s(other)) is not None and other.id != action.id]
-        hour = await self._ledger.count_started(handler=action.handler, within_s=3600.0)
-        in_period = (
-            await self._ledger.count_started(rule=action.rule, within_s=fix.limit.per_s) if fix and fix.limit else 0
+        config, now = self._brakes.limits, self._clock.wall()
+        limit = fix.limit if fix else None
+        past = await self._ledger.past_actions(
+            within_s=max(HOUR_S, limit.per_s if limit else 0.0, fix.cooldown_s if fix else 0.0)
         )
+        others = [each for each in past if each.id != action.id]
+        same = [each.age_s for each in others if _same_work(each, action)]
+        # A ladder's first rung waits for the cooldown and counts against the rule's limit; the rungs above follow it.
+        first_rung = action.step == 0
         return Situation(
             paused=self._brakes.paused(),
             mode=action.mode,
@@ -379,17 +396,24 @@ class Dispatch:
             handler_disabled=action.handler in config.disabled_handlers,
             since_boot_s=self._clock.boot(),
             boot_grace_s=config.boot_grace,
-            silenced=bool(rule) and await self._ledger.silenced(action.rule, action.labels, self._clock.wall()),
+            silenced=bool(rule)
+            and silence_of(await self._ledger.silences(now), action.rule, action.labels, now) is not None,
             host_busy=handler.waits_for_idle_host and self._brakes.host_busy(),
-            since_last_s=min(acted, default=None),
-            cooldown_s=fix.cooldown_s if fix and action.step == 0 else 0.0,
-            in_last_hour=hour,
+            since_last_s=min(same, default=None),
+            cooldown_s=fix.cooldown_s if fix and first_rung else 0.0,
+            in_last_hour=sum(each.handler == action.handler and each.age_s < HOUR_S for each in others),
             actions_per_hour=config.limits.actions_per_hour,
-            in_limit_period=in_period if action.step == 0 else 0,
-            limit=fix.limit if fix else None,
-            circuit_open=await self._ledger.circuit_is_open(action.handler, action.resource),
+            in_limit_period=sum(each.rule == action.rule and each.age_s < limit.per_s for each in others)
+            if limit and first_rung
+            else 0,
+            limit=limit,
+            circuit_open=any(_same_work(circuit, action) for circuit in await self._ledger.circuits()),
             locked=action.resource in self._locked,
         )
+
+
+def _same_work(one: Past | Circuit, action: Action) -> bool:
+    return one.handler == action.handler and one.resource == action.resource
 
 
 def _verify_within(rule: AlertRule, action: Action) -> float:
@@ -400,7 +424,7 @@ def _verify_within(rule: AlertRule, action: Action) -> float:
 def _is_worse(rule: AlertRule, before: float | None, after: float) -> bool:
     """Whether the value moved further over the rule's own threshold; only a top-level ``<`` or ``>`` says which way."""
     node = rule.expr.node
-    if before is None or not isinstance(node, BinaryExpr):
+    if before is None or not isinstance(node, Binary):
         return False
     if node.op in (">", ">="):
         return after > before
@@ -417,5 +441,3 @@ def _cut(plan: Plan, limits: RemediationConfig) -> Plan:
     if kept == len(plan.items):
         return plan
     return dataclasses.replace(plan, items=plan.items[:kept], summary=f"{plan.summary} (cut to {kept} items)")
-
-

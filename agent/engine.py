@@ -59,7 +59,7 @@ def _labelled(rule: AlertRule, node: object, source: Source, at: float) -> dict[
     if not isinstance(value, Vector):
         # As Prometheus: a scalar expression is an alert without labels.
         raise ExpressionError(f'cannot judge "{rule.expr.text}": it gives no vector')
-    return {alert_labels(rule, element.labels, element.value, source, at): element.value for element in value.elements}
+    return {alert_labels(rule, labels, number, source, at): number for labels, number in value.samples}
 
 
 def alert_labels(rule: AlertRule, labels: Labels, value: float, source: Source, at: float) -> Labels:
@@ -234,6 +234,11 @@ class Engine:
                     await self._judge_rules(self._selecting(woken), at)
             self._progress()
 
+    async def once(self) -> None:
+        """Judge every group now, for ``upkeep run --once``."""
+        for group in self._rules.groups:
+            await self._judge_group(group, self._clock.wall())
+
     async def verify(self, name: str, labels: Labels, at: float) -> float | None:
         """Ask a rule's own expression whether an alert still stands: its value, or None when it is no longer true.
 
@@ -290,10 +295,10 @@ class Engine:
         except ExpressionError as error:
             log.warning("rule_failed name=%s error=%s", rule.name, error)
             return []
-        if not isinstance(value, Vector) or not value.elements:
+        if not isinstance(value, Vector) or not value.samples:
             return []
-        series = tuple(Series(rule.name, _recorded_labels(rule, element.labels)) for element in value.elements)
-        return [Reading(at, series, [element.value for element in value.elements])]
+        series = tuple(Series(rule.name, _recorded_labels(rule, labels)) for labels, _ in value.samples)
+        return [Reading(at, series, [number for _, number in value.samples])]
 
     async def _judge_rules(self, rules: Iterable[AlertRule], at: float) -> None:
         updates: list[tuple[_Judged, States]] = []
@@ -342,7 +347,9 @@ class Engine:
                 return
             faultpoint.reach("alert_after")
             for alert in changed:
-                log.info("alert_%s rule=%s labels=%s value=%g", alert.state, alert.rule, dict(alert.labels), alert.value)
+                log.info(
+                    "alert_%s rule=%s labels=%s value=%g", alert.state, alert.rule, dict(alert.labels), alert.value
+                )
         for judged, states in updates:
             judged.states = {
                 labels: alert for labels, alert in states.items() if alert.state is not AlertState.INACTIVE

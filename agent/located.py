@@ -269,7 +269,11 @@ def build(cls: type[T], node: Node | None, faults: Faults) -> T | None:
             faults.add(node, f'missing key "{key_text}"')
     if len(faults.errors) > before:
         return None
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        faults.add(node, str(error))
+        return None
 
 
 def convert(hint: object, node: Node, faults: Faults) -> object:

@@ -13,10 +13,10 @@ from agent.errors import ExpressionError, Fault
 from agent.located import did_you_mean
 from agent.metrics import METRICS
 from agent.promql.evaluate import evaluate
-from agent.promql.nodes import NAME, Binary, Expr, MatchOp, Paren, VectorSelector
+from agent.promql.nodes import Binary, Expr, Paren, VectorSelector
 from agent.promql.parse import selectors
 from agent.promql.values import Points, Scalar
-from agent.rulefile import AlertRule, Expression, Place, RecordingRule, RuleSet
+from agent.rulefile import AlertRule, Expression, Place, RecordingRule, RuleSet, metric_of
 from agent.specs import CleanCache
 
 SAFE_SHARE = 0.9
@@ -51,7 +51,7 @@ def _ratio_thresholds(context: Context) -> Iterator[Fault]:
     for place, expression in _expressions(context.rules):
         for node in _comparisons(expression.node):
             threshold = _constant(node.right)
-            names = [_metric(selector) for selector in selectors(node.left)] if _is_selector(node.left) else []
+            names = [metric_of(selector) for selector in selectors(node.left)] if _is_selector(node.left) else []
             if threshold is None or abs(threshold) <= 1:
                 continue
             for name in names:
@@ -136,10 +136,6 @@ def _is_selector(node: Expr) -> bool:
     return _is_selector(node.expr) if isinstance(node, Paren) else isinstance(node, VectorSelector)
 
 
-def _metric(selector: VectorSelector) -> str:
-    return next((m.value for m in selector.matchers if m.name == NAME and m.op is MatchOp.EQUAL), "")
-
-
 class _Nothing:
     """A source without series: what evaluates over it is a constant."""
 
@@ -160,7 +156,7 @@ def _size_threshold(rule: AlertRule) -> float | None:
     for node in _comparisons(rule.expr.node):
         if node.op in (">", ">=") and _is_selector(node.left):
             [selector] = selectors(node.left)
-            if _metric(selector) == "directory_size_bytes":
+            if metric_of(selector) == "directory_size_bytes":
                 return _constant(node.right)
     return None
 

@@ -15,9 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-from cronsim import CronSim, CronSimError
-
-from agent import yamlfile
+from agent import schedule, yamlfile
 from agent.alerting import OnMissing, Timing
 from agent.errors import ExpressionError, Fault, FaultyFilesError, PatternError
 from agent.located import (
@@ -37,7 +35,8 @@ from agent.located import (
 from agent.logwatch.patterns import Pattern, check_samples, compile_patterns
 from agent.model import Mode, Severity
 from agent.promql import template
-from agent.promql.parse import Expr, lookback, parse, selectors
+from agent.promql.nodes import NAME, Expr, MatchOp, VectorSelector
+from agent.promql.parse import lookback, parse, selectors
 from agent.promql.presence import false_when
 from agent.specs import HANDLERS, Spec
 
@@ -72,9 +71,8 @@ class Expression:
 
     @cached_property
     def metrics(self) -> frozenset[str]:
-        """Names of the metrics it selects; empty for a selector without a name, which may select anything."""
-        names = [selector.metric for selector in selectors(self.node)]
-        return frozenset() if None in names else frozenset(name for name in names if name)
+        """Names of the metrics it selects; a selector that names none adds nothing."""
+        return frozenset(name for selector in selectors(self.node) if (name := metric_of(selector)))
 
     @cached_property
     def lookback_s(self) -> float:
@@ -162,12 +160,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """Everything that was loaded together. ``digest`` names it in the ledger."""
+    """Everything that was loaded together. ``digest`` names its ``text`` in the ledger."""
 
     groups: tuple[Group, ...] = ()
     patterns: tuple[Pattern, ...] = ()
     jobs: tuple[Job, ...] = ()
     digest: str = ""
+    text: str = field(default="", repr=False)
     warnings: tuple[Fault, ...] = field(default=(), compare=False)
 
     @property
@@ -180,6 +179,11 @@ class RuleSet:
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _PERIODS = {"hour": 3600.0, "day": 86400.0, "week": 7 * 86400.0}
+
+
+def metric_of(selector: VectorSelector) -> str:
+    """The metric a selector names, or nothing where it matches names by pattern or not at all."""
+    return next((each.value for each in selector.matchers if each.name == NAME and each.op is MatchOp.EQUAL), "")
 
 
 def _expression(node: Scalar) -> Expression:
@@ -211,14 +215,7 @@ def _limit(node: Scalar) -> Limit:
 
 
 def _schedule(node: Scalar) -> str:
-    from datetime import UTC, datetime
-
-    try:
-        if len(node.text.split()) != 5:
-            raise CronSimError("expected five fields")
-        next(CronSim(node.text, datetime.fromtimestamp(0, UTC)))
-    except (CronSimError, StopIteration) as error:
-        raise ValueError(f'cannot read "{node.text}" as a cron schedule: {error or "it never runs"}') from None
+    schedule.check(node.text)
     return node.text
 
 
@@ -342,9 +339,7 @@ def _pattern(node: Node, faults: Faults) -> object:
     written = build(_WrittenPattern, node, faults)
     if written is None or not isinstance(node, MappingNode):
         return MISSING
-    pattern = Pattern(
-        written.name, written.regex, written.severity, written.samples.match, written.samples.no_match
-    )
+    pattern = Pattern(written.name, written.regex, written.severity, written.samples.match, written.samples.no_match)
     if not _LABEL_NAME.fullmatch(written.name):
         faults.add(node.get("name"), f'cannot use "{written.name}" as a pattern name: letters, digits and _ only')
         return MISSING
@@ -414,11 +409,11 @@ def from_nodes(parsed: Mapping[str, yamlfile.Parsed]) -> tuple[RuleSet | None, l
     """The rule set in files already parsed; see :func:`check`."""
     written: list[_WrittenFile] = []
     found: list[Fault] = []
-    for path, (root, parse_faults) in parsed.items():
+    for path, each in parsed.items():
         faults = Faults(path)
-        faults.found.extend(parse_faults)
-        if root is not None or not faults.errors:
-            file = build(_WrittenFile, root, faults)
+        faults.found.extend(each.faults)
+        if each.root is not None or not faults.errors:
+            file = build(_WrittenFile, each.root, faults)
             if file is not None:
                 written.append(file)
                 _check_group_names(file, faults)
@@ -430,7 +425,9 @@ def from_nodes(parsed: Mapping[str, yamlfile.Parsed]) -> tuple[RuleSet | None, l
     warnings = tuple(fault for fault in found if fault.warning)
     if any(not fault.warning for fault in found):
         return None, found
-    return RuleSet(groups, patterns, jobs, _digest(parsed), warnings), found
+    text = "\n".join(f"# {os.path.basename(path)}\n{each.text}" for path, each in parsed.items())
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return RuleSet(groups, patterns, jobs, digest, text, warnings), found
 
 
 def _check_group_names(file: _WrittenFile, faults: Faults) -> None:
@@ -444,11 +441,6 @@ def _repeated(named: Iterable[tuple[Place, str]]) -> Iterable[Fault]:
         if name in seen:
             yield Fault(place.path, place.line, place.column, f'repeated name "{name}" (first at {seen[name]})')
         seen.setdefault(name, place)
-
-
-def _digest(parsed: Mapping[str, yamlfile.Parsed]) -> str:
-    content = repr([(os.path.basename(path), root) for path, (root, _) in parsed.items()])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _short(text: str) -> str:

@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from agent.errors import Fault
 from agent.located import Faults, MappingNode, Node, Scalar, SequenceNode
@@ -25,7 +26,16 @@ CPU_LIMIT_S = 2
 MEMORY_LIMIT_BYTES = 256 * 1024 * 1024
 DEADLINE_S = 10.0
 
-Parsed = tuple[Node | None, tuple[Fault, ...]]
+Composed = tuple[Node | None, tuple[Fault, ...]]
+"""A document's root (None when there is none, or it cannot be parsed) and what is wrong with it."""
+
+
+class Parsed(NamedTuple):
+    """A file: its root, what is wrong with it, and the very text that was parsed."""
+
+    root: Node | None
+    faults: tuple[Fault, ...]
+    text: str
 
 
 def read(paths: Sequence[str]) -> dict[str, Parsed]:
@@ -34,20 +44,20 @@ def read(paths: Sequence[str]) -> dict[str, Parsed]:
     Returns
     -------
     dict
-        For each path its root node (None when it could not be parsed or is empty) and what is wrong with it.
+        For each path, in the order given, what was found in it.
     """
     texts: dict[str, str] = {}
-    parsed: dict[str, Parsed] = {}
+    composed: dict[str, Composed] = {}
     for path in paths:
         faults = Faults(path)
         text = _text(path, faults)
         if text is None:
-            parsed[path] = (None, tuple(faults.found))
+            composed[path] = (None, tuple(faults.found))
         else:
             texts[path] = text
     if texts:
-        parsed.update(_in_child(texts))
-    return {path: parsed[path] for path in paths}
+        composed.update(_in_child(texts))
+    return {path: Parsed(*composed[path], texts.get(path, "")) for path in paths}
 
 
 def _text(path: str, faults: Faults) -> str | None:
@@ -98,7 +108,7 @@ def _private_group(uid: int) -> int:
         return -1
 
 
-def _in_child(texts: dict[str, str]) -> dict[str, Parsed]:
+def _in_child(texts: dict[str, str]) -> dict[str, Composed]:
     """Parse in a child under CPU and memory limits; a child that dies is a fault of the file that killed it."""
     command = [sys.executable, "-I", "-c", _CHILD, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     try:
@@ -128,7 +138,7 @@ def child() -> None:
     json.dump({path: _encode(*parse(path, text)) for path, text in texts.items()}, sys.stdout)
 
 
-def parse(path: str, text: str) -> Parsed:
+def parse(path: str, text: str) -> Composed:
     """Located nodes of one YAML document: no aliases, tags, repeated keys or second documents."""
     import yaml  # heavy, and wanted in the child only
 
@@ -216,7 +226,7 @@ def _encode(root: Node | None, faults: Sequence[Fault]) -> object:
     return [_plain(root), [[fault.line, fault.column, fault.message] for fault in faults]]
 
 
-def _decode(path: str, answer: object) -> Parsed:
+def _decode(path: str, answer: object) -> Composed:
     root: object
     faults: Sequence[tuple[int, int, str]]
     root, faults = answer  # type: ignore[misc]

@@ -19,21 +19,17 @@ def run(arguments: Namespace) -> int:
     files = list(arguments.files)
     if files[:1] == ["rules"]:
         return _as_promtool(files[1:], arguments)
-    if files:
-        found = _files(files)
-    else:
-        found = _all_in_use(arguments.config)
-    return _say(found, arguments)
+    return _say(_files(files) if files else _all_in_use(arguments.config), arguments)
 
 
 def _files(files: Sequence[str]) -> list[Fault]:
     """Configuration and rule files in any mix, told apart by their top keys."""
     parsed = yamlfile.read(files)
-    settings = {path: each for path, each in parsed.items() if config.looks_like_config(each[0])}
+    settings = {path: each for path, each in parsed.items() if config.looks_like_config(each.root)}
     found: list[Fault] = []
     chosen: Config | None = None
-    for path, (root, faults) in settings.items():
-        chosen, more = config.from_node(path, root, faults)
+    for path, each in settings.items():
+        chosen, more = config.from_node(path, each.root, each.faults)
         found.extend(more)
     rules, more = rulefile.from_nodes({path: each for path, each in parsed.items() if path not in settings})
     return [*found, *more, *_doubts(rules, chosen)]

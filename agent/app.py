@@ -1,0 +1,416 @@
+"""The composition root: builds every part from a configuration, owns the one task group, stops it in order.
+
+Data flows one way: collectors and logs write to the store; the engine reads it and asks for actions; dispatch carries
+them out. Nothing below this module knows another runner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent import config, control, process, rulefile, systemd
+from agent.calendar import Calendar
+from agent.clock import Clock, SystemClock
+from agent.collectors import SelfCollector, build
+from agent.config import LoadedConfig
+from agent.control import Controls
+from agent.dispatch import Brakes, Dispatch
+from agent.engine import Engine
+from agent.errors import FaultyFilesError, UpkeepError
+from agent.handlers import Tools
+from agent.logwatch.patterns import compile_patterns
+from agent.logwatch.runner import LogWatch
+from agent.model import Action, Event, Reading, Series, Severity
+from agent.notifiers.journal import Journal
+from agent.ops.client import OpsClient
+from agent.ops.policy import Limits, Policy
+from agent.rulefile import RuleSet
+from agent.sampler import Sampler
+from agent.store import Reader, Retention, Store
+from agent.store.recent import SPAN_S
+from agent.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+OPS_SOCKET = "/run/upkeep/ops.sock"
+MAINTAIN_EVERY_S = 60.0
+REPORT_DEADLINE_S = 300.0
+STOP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that was built; the commands' and tests' way to look inside a running agent."""
+
+    store: Store
+    ops: OpsClient
+    engine: Engine
+    dispatch: Dispatch
+    sampler: Sampler
+    calendar: Calendar
+
+
+class Agent:
+    """One agent on one state directory.
+
+    Parameters
+    ----------
+    loaded
+        The configuration and the rule files it names.
+    """
+
+    def __init__(self, loaded: LoadedConfig, clock: Clock | None = None) -> None:
+        self._loaded = loaded
+        self._clock = clock or SystemClock()
+        self._figures = _Figures()
+        self._stopping = asyncio.Event()
+        self._first_sample = asyncio.Event()
+        self._supervisor = Supervisor(self._clock, self._crashed)
+        self._logwatch: asyncio.Task[None] | None = None
+        self._group: asyncio.TaskGroup
+        self._patterns: object = None
+        self.parts: Parts
+        self.ready = asyncio.Event()
+
+    @property
+    def state_dir(self) -> Path:
+        return Path(self._loaded.config.state_dir)
+
+    def stop(self) -> None:
+        """Begin to stop; :meth:`run` returns once everything has been put away."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Run until :meth:`stop`.
+
+        Raises
+        ------
+        StoreError
+            Another agent holds the state directory, or the files are of a newer version.
+        FaultyFilesError
+            The rules cannot be loaded.
+        """
+        # Rules are read while the first samples are taken: neither waits for the other.
+        reading = asyncio.create_task(asyncio.to_thread(load_rules, self._loaded))
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(reading.cancel)
+            store = await self._open_store()
+            stack.push_async_callback(store.close)
+            ops = hands(self._loaded.config, self._clock)
+            stack.push_async_callback(ops.close)
+            sampler = self._make_sampler(store)
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                tasks = [self._keep("sampler", sampler.run)]
+                try:
+                    rules = await reading
+                    self._build(store, ops, sampler, rules)
+                    tasks += await self._start()
+                    await self._stopping.wait()
+                finally:
+                    systemd.notify("STOPPING=1")
+                    tasks += [self._logwatch] if self._logwatch else []
+                    for task in tasks:
+                        task.cancel()
+
+    async def once(self) -> None:
+        """One pass of everything: sample, judge, carry out what was asked for, then stop."""
+        async with self.built():
+            parts = self.parts
+            await parts.engine.restore()
+            await parts.sampler.once()
+            await parts.engine.once()
+            await parts.dispatch.once()
+
+    @contextlib.asynccontextmanager
+    async def built(self) -> AsyncIterator[None]:
+        """Everything built and nothing running."""
+        rules = await asyncio.to_thread(load_rules, self._loaded)
+        async with contextlib.AsyncExitStack() as stack:
+            store = await self._open_store()
+            stack.push_async_callback(store.close)
+            ops = hands(self._loaded.config, self._clock)
+            stack.push_async_callback(ops.close)
+            sampler = self._make_sampler(store)
+            stack.push_async_callback(sampler.close)
+            self._build(store, ops, sampler, rules)
+            yield
+
+    def controls(self) -> Controls:
+        """What people may tell this agent."""
+        return Controls(
+            ledger=self.parts.store.ledger,
+            clock=self._clock,
+            carry_out=self.parts.dispatch.carry_out,
+            run_job=self.parts.calendar.begin_now,
+            reload=self.reload,
+            wake=self.parts.dispatch.wake,
+        )
+
+    # -- building --
+
+    async def _open_store(self) -> Store:
+        kept = self._loaded.config.retention
+        limits = Retention(
+            raw_s=kept.raw,
+            minutes_s=kept.minutes,
+            hours_s=kept.hours,
+            events_s=kept.events,
+            max_size_bytes=kept.max_size,
+        )
+        return await Store.open(self.state_dir, clock=self._clock, limits=limits)
+
+    def _make_sampler(self, store: Store) -> Sampler:
+        async def append(readings: Sequence[Reading]) -> None:
+            await store.metrics.append(readings)
+            self._first_sample.set()
+
+        async def tell(event: Event) -> None:
+            await store.metrics.add_events([event])
+
+        sources = build(self._loaded.config.collect, [self._figures])
+        progress = self._supervisor.progress("sampler", patience_s=30.0)
+        sampler = Sampler(sources, append, self._clock, tell, progress=progress)
+        for source in sources:
+            if isinstance(source.collector, SelfCollector):
+                source.collector.add(sampler.figures)
+        return sampler
+
+    def _build(self, store: Store, ops: OpsClient, sampler: Sampler, rules: RuleSet) -> None:
+        settings = self._loaded.config
+        dispatch: Dispatch
+
+        engine = Engine(
+            rules,
+            mode=settings.mode,
+            clock=self._clock,
+            recent=store.metrics.recent,
+            reach_s=lambda: SPAN_S,
+            history=self._history,
+            ledger=store.ledger,
+            append=store.metrics.append,
+            record=store.metrics.add_events,
+            requested=lambda: dispatch.wake(),
+            progress=self._supervisor.progress("engine", patience_s=120.0),
+        )
+        dispatch = Dispatch(
+            ledger=store.ledger,
+            engine=engine,
+            tools=Tools(ops, Journal(store.metrics.add_events, self._clock), self._write_report),
+            brakes=Brakes(
+                settings.remediation, settings.mode, lambda: control.paused(self.state_dir, self._clock.wall())
+            ),
+            clock=self._clock,
+            collect_now=sampler.collect_now,
+            record=store.metrics.add_events,
+            finished=self._figures.count,
+            # An action may take its whole deadline between two rounds.
+            progress=self._supervisor.progress("dispatch", patience_s=1200.0),
+        )
+        calendar = Calendar(
+            rules.jobs,
+            ledger=store.ledger,
+            clock=self._clock,
+            zone=settings.timezone,
+            mode=settings.mode,
+            requested=dispatch.wake,
+        )
+        self.parts = Parts(store, ops, engine, dispatch, sampler, calendar)
+
+    @contextlib.contextmanager
+    def _history(self) -> Iterator[Reader]:
+        with Reader.open(self.state_dir) as reader:
+            yield reader
+
+    async def _start(self) -> list[asyncio.Task[None]]:
+        parts = self.parts
+        await parts.store.metrics.add_events(parts.store.notices)
+        await parts.engine.restore()
+        await self._remember_rules(parts.engine.rules)
+        await self._first_sample.wait()
+        await parts.dispatch.recover()
+        tasks = [
+            self._keep("engine", parts.engine.run),
+            self._keep("dispatch", parts.dispatch.run),
+            self._keep("calendar", parts.calendar.run),
+            self._keep("control", lambda: control.serve(self.state_dir / "control.sock", self.controls())),
+            self._keep("maintenance", self._maintain),
+            self._keep("watchdog", self._feed_watchdog),
+        ]
+        await self._watch_logs(parts.engine.rules)
+        self._signals()
+        # What was built at start stays for ever: the collector need not walk it again.
+        gc.collect()
+        gc.freeze()
+        self.ready.set()
+        systemd.notify("READY=1", "STATUS=watching")
+        log.info("agent_started pid=%d state_dir=%s mode=%s", os.getpid(), self.state_dir, self._loaded.config.mode)
+        return tasks
+
+    def _keep(self, name: str, loop: Callable[[], object]) -> asyncio.Task[None]:
+        return self._group.create_task(self._supervisor.keep(name, loop), name=name)  # type: ignore[arg-type]
+
+    async def _watch_logs(self, rules: RuleSet) -> None:
+        """Watch with these patterns; tails go on from where their offsets were committed."""
+        if self._patterns == rules.patterns and self._logwatch and not self._logwatch.done():
+            return
+        if self._logwatch:
+            self._logwatch.cancel()
+            await asyncio.wait([self._logwatch])
+        self._patterns = rules.patterns
+        globs = [path for logs in self._loaded.config.logs for path in logs.paths]
+        if not globs:
+            return
+        parts = self.parts
+
+        async def watch() -> None:
+            # Made anew after a crash: what was not committed is read again from the stored offsets.
+            stored = await parts.store.metrics.offsets()
+            progress = self._supervisor.progress("logs", patience_s=120.0)
+            await LogWatch(
+                globs,
+                compile_patterns(rules.patterns),
+                parts.store.metrics.commit_log,
+                self._clock,
+                stored=stored,
+                wake=parts.engine.wake,
+                progress=progress,
+            ).run()
+
+        self._logwatch = self._keep("logs", watch)
+
+    # -- while running --
+
+    async def reload(self) -> str:
+        """Read configuration and rules again: all of it or nothing. Returns why it was refused, or nothing.
+
+        Rules, patterns and jobs are taken over; other keys of the configuration need a restart, and that is said.
+        """
+        systemd.reloading()
+        try:
+            loaded = await asyncio.to_thread(config.load, self._loaded.path)
+            rules = await asyncio.to_thread(load_rules, loaded)
+        except FaultyFilesError as error:
+            self._figures.reload_ok = False
+            message = f"reload refused, the rules in force stay: {error}"
+            log.error("reload_refused faults=%d", len(error.faults))
+            await self._record("reload_refused", Severity.ERROR, message)
+            systemd.notify("READY=1", "STATUS=watching; the last reload was refused")
+            return message
+        self._figures.reload_ok = True
+        await self.parts.engine.replace(rules)
+        self.parts.calendar.replace(rules.jobs)
+        await self._watch_logs(rules)
+        await self._remember_rules(rules)
+        changed = loaded.config != self._loaded.config
+        note = "; the configuration changed too and needs a restart" if changed else ""
+        log.info("reloaded rules=%s%s", rules.digest, note)
+        await self._record("reloaded", Severity.INFO, f"rule set {rules.digest} is in force{note}")
+        systemd.notify("READY=1", "STATUS=watching")
+        return ""
+
+    async def _remember_rules(self, rules: RuleSet) -> None:
+        await self.parts.store.ledger.keep_rules(rules.digest, rules.text)
+
+    async def _record(self, kind: str, severity: Severity, message: str) -> None:
+        await self.parts.store.metrics.add_events([Event(kind, severity, message, "agent", self._clock.wall())])
+
+    async def _crashed(self, name: str, error: BaseException) -> None:
+        with contextlib.suppress(AttributeError, UpkeepError):
+            await self._record("task_crashed", Severity.ERROR, f"{name} crashed and is started again: {error!r}")
+
+    async def _maintain(self) -> None:
+        while True:
+            await asyncio.sleep(MAINTAIN_EVERY_S)
+            await self.parts.store.maintain(self._clock.wall())
+
+    async def _feed_watchdog(self) -> None:
+        """Tell systemd that we live, as long as every critical loop gets round."""
+        interval = systemd.watchdog_interval_s()
+        if interval is None:
+            return
+        while True:
+            stuck = self._supervisor.stuck()
+            if stuck:
+                log.error("watchdog_withheld stuck=%s", ",".join(stuck))
+            else:
+                systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(interval)
+
+    async def _write_report(self, period: str) -> str:
+        ended = await process.upkeep(["report", period, "--config", self._loaded.path], deadline_s=REPORT_DEADLINE_S)
+        if ended.status != 0:
+            raise UpkeepError(f"cannot write the {period} report: {ended.errors.strip() or 'it was stopped'}")
+        return ended.output.strip()
+
+    def _signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sign, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._group.create_task(self.reload()))
+
+
+class _Figures:
+    """What the agent counts of itself: actions by handler and outcome, and whether the last reload was taken."""
+
+    def __init__(self) -> None:
+        self.reload_ok = True
+        self._counts: dict[tuple[str, str], int] = {}
+        self._series: tuple[Series, ...] = (Series("upkeep_config_last_reload_successful"),)
+
+    def __call__(self) -> tuple[tuple[Series, ...], Sequence[float]]:
+        return self._series, [float(self.reload_ok), *map(float, self._counts.values())]
+
+    def count(self, action: Action) -> None:
+        key = (action.handler, str(action.verdict or action.status))
+        self._counts[key] = self._counts.get(key, 0) + 1
+        self._series = (
+            self._series[0],
+            *(Series("upkeep_actions_total", (("handler", name), ("outcome", end))) for name, end in self._counts),
+        )
+
+
+def load_rules(loaded: LoadedConfig) -> RuleSet:
+    """The shipped rules and those of the site, as one set.
+
+    Raises
+    ------
+    FaultyFilesError
+        With every fault of every file.
+    """
+    shipped = rulefile.shipped() if loaded.config.shipped_rules else ()
+    return rulefile.load([*shipped, *loaded.rule_files])
+
+
+def hands(settings: config.Config, clock: Clock) -> OpsClient:
+    """The hands: systemd's where its socket is, else a child of our own with the configuration's policy."""
+    if os.path.exists(OPS_SOCKET) and systemd.started():
+        return OpsClient.connect(OPS_SOCKET, clock)
+    return OpsClient.spawn(ops_policy(settings), clock)
+
+
+def ops_policy(settings: config.Config) -> Policy:
+    """What the hands may touch under this configuration. Their hourly cap is a fence behind dispatch's own limits."""
+    caps = settings.remediation.limits
+    limits = Limits(
+        actions_per_hour=max(60, 10 * caps.actions_per_hour),
+        files_per_action=caps.files_per_action,
+        bytes_per_action=caps.bytes_per_action,
+    )
+    return Policy(settings.remediation.roots, limits)
+
+
+@contextlib.asynccontextmanager
+async def alone(loaded: LoadedConfig) -> AsyncIterator[Controls]:
+    """The verbs of :mod:`agent.control` with no agent running: the state lock is taken for as long as one takes."""
+    agent = Agent(loaded)
+    async with agent.built():
+        yield agent.controls()
