@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 
 from agent.errors import ExpressionError
 from agent.model import Labels
+from agent.promql.arithmetic import format_float, largest, mean, quantile, smallest, total, variance
 from agent.promql.functions import with_label
 from agent.promql.nodes import NAME, Aggregate
-from agent.promql.values import Sample, format_float, largest, mean, quantile, smallest, total, variance
+from agent.promql.values import Sample
 
 
 def aggregate(node: Aggregate, vector: list[Sample], param: float | str | None) -> list[Sample]:

@@ -20,8 +20,20 @@ from typing import NamedTuple
 from agent.errors import ExpressionError
 from agent.model import Labels
 from agent.promql import histogram
+from agent.promql.arithmetic import (
+    divide,
+    format_float,
+    largest,
+    maximum,
+    mean,
+    minimum,
+    quantile,
+    smallest,
+    total,
+    variance,
+)
 from agent.promql.nodes import compile_regex
-from agent.promql.values import Sample, format_float, largest, mean, quantile, smallest, total, variance
+from agent.promql.values import Sample
 
 
 class Window(NamedTuple):
@@ -184,37 +196,6 @@ def _last_time_of(best: Callable[[Sequence[float]], float]) -> Callable[[Window]
 # --- arithmetic on each value ------------------------------------------------------------------------------------
 
 
-def divide(left: float, right: float) -> float:
-    """IEEE division: Go divides by zero, Python raises."""
-    if right:
-        return left / right
-    return (
-        math.nan
-        if left != left or not left or right != right
-        else math.copysign(math.inf, left) * math.copysign(1, right)
-    )
-
-
-def power(base: float, exponent: float) -> float:
-    """``math.Pow`` of Go: C's ``pow`` with infinities in place of errors."""
-    try:
-        return math.pow(base, exponent)
-    except OverflowError:
-        return -math.inf if base < 0 and exponent % 2 == 1 else math.inf
-    except ValueError:
-        if base:
-            return math.nan
-        return math.copysign(math.inf, base) if exponent % 2 == 1 else math.inf
-
-
-def modulo(left: float, right: float) -> float:
-    """The remainder with the sign of ``left``, as C's ``fmod``."""
-    try:
-        return math.fmod(left, right)
-    except ValueError:
-        return math.nan
-
-
 def _total_function(function: Callable[[float], float]) -> Callable[[float], float]:
     """A function of ``math`` that gives NaN or an infinity, as C does, where Python raises."""
 
@@ -253,14 +234,6 @@ def _round(value: float, to: float = 1.0) -> float:
 
 def _sign(value: float) -> float:
     return value if value != value or not value else math.copysign(1.0, value)
-
-
-def maximum(left: float, right: float) -> float:
-    return math.nan if left != left or right != right else max(left, right)
-
-
-def minimum(left: float, right: float) -> float:
-    return math.nan if left != left or right != right else min(left, right)
 
 
 def _clamp(value: float, low: float, high: float) -> float | None:

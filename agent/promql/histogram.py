@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 from agent.model import Labels
+from agent.promql.arithmetic import divide
 from agent.promql.nodes import NAME
 from agent.promql.values import Sample
 
@@ -53,7 +54,7 @@ def bucket_quantile(q: float, buckets: Sequence[Bucket]) -> float:
     if index == 0 and bounds[0] <= 0:
         return bounds[0]
     lower, below = (bounds[index - 1], counts[index - 1]) if index else (0.0, 0.0)
-    return lower + (bounds[index] - lower) * ((rank - below) / (counts[index] - below))
+    return lower + (bounds[index] - lower) * divide(rank - below, counts[index] - below)
 
 
 def bucket_fraction(lower: float, upper: float, buckets: Sequence[Bucket]) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.errors import ExpressionError
 from agent.model import Labels
-from agent.promql.functions import divide, modulo, power
+from agent.promql.arithmetic import divide, modulo, power
 from agent.promql.nodes import NAME, SET_OPERATORS, Binary, Matching
 from agent.promql.values import Sample, drop_name
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from enum import StrEnum
 from typing import Protocol
 
@@ -87,80 +85,3 @@ def drop_name(labels: Labels) -> Labels:
     if labels and labels[0][0] == NAME:
         return labels[1:]
     return tuple([pair for pair in labels if pair[0] != NAME])
-
-
-def format_float(value: float) -> str:
-    """``value`` as Go's ``strconv.FormatFloat(value, 'f', -1, 64)`` writes it."""
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "+Inf" if value > 0 else "-Inf"
-    text = format(Decimal(repr(value)), "f")
-    return text[:-2] if text.endswith(".0") else text
-
-
-def parse_float(text: str) -> float:
-    """What Go's ``strconv.ParseFloat`` makes of ``text``; NaN where it would fail."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def total(values: Iterable[float]) -> float:
-    """The sum, rounded once.
-
-    Prometheus adds with Neumaier's compensation; an exactly rounded sum agrees to the last digit wherever that one is
-    right, at the speed of C.
-    """
-    numbers = values if isinstance(values, list) else list(values)
-    try:
-        return math.fsum(numbers)
-    except (OverflowError, ValueError):  # the first: out of range; the second: +Inf and -Inf
-        return sum(numbers)
-
-
-def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean, also where the sum is out of range."""
-    try:
-        return math.fsum(values) / len(values)
-    except (OverflowError, ValueError):
-        return total(value / len(values) for value in values)
-
-
-def largest(values: Sequence[float]) -> float:
-    """The largest that is a number; NaN where none is."""
-    best = max(values)  # NaN only where the first is: no comparison with NaN holds
-    return best if best == best else max([value for value in values if value == value], default=math.nan)
-
-
-def smallest(values: Sequence[float]) -> float:
-    """The smallest that is a number; NaN where none is."""
-    best = min(values)
-    return best if best == best else min([value for value in values if value == value], default=math.nan)
-
-
-def variance(values: Sequence[float]) -> float:
-    """The population variance (Welford, as in Prometheus' ``stdvar``)."""
-    count, average, squares = 0, 0.0, 0.0
-    for value in values:
-        count += 1
-        delta = value - average
-        average += delta / count
-        squares += delta * (value - average)
-    return squares / count
-
-
-def quantile(q: float, values: Sequence[float]) -> float:
-    """The ``q``-quantile by linear interpolation between the two nearest ranks; NaN counts as smallest."""
-    if not values or math.isnan(q):
-        return math.nan
-    if q < 0:
-        return -math.inf
-    if q > 1:
-        return math.inf
-    ordered = sorted(values, key=lambda value: (value == value, value))
-    rank = q * (len(ordered) - 1)
-    lower = math.floor(rank)
-    weight = rank - lower
-    return ordered[lower] * (1 - weight) + ordered[min(lower + 1, len(ordered) - 1)] * weight
