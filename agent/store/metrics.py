@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from agent.clock import Clock
 from agent.errors import StoreError
-from agent.model import Event, Reading, Series
+from agent.model import STALE, Event, Reading, Series
 from agent.promql.nodes import Matcher
 from agent.promql.values import Points
 from agent.store import retention, rollup
@@ -34,6 +35,9 @@ WAITING_BYTES = 8 << 20
 FOLD_AFTER_S = 15.0
 """A minute is folded so long after its end: a slow collector's reading carries the instant at which it began."""
 
+MINUTES_SPAN_S = 8 * 3600.0
+"""How far rules can look back: the shipped ``predict_linear(…[6h])`` needs six hours."""
+
 _ROWS_A_STATEMENT = 64
 _INSERTS = {
     n: "INSERT OR REPLACE INTO tick (id, layout, vals) VALUES " + ", ".join(["(?, ?, ?)"] * n) for n in range(1, 65)
@@ -43,10 +47,15 @@ TickRow = tuple[int, Layout, str]
 
 
 class Metrics:
-    """What ``Store.metrics`` is. A PromQL source over the last hour (:attr:`recent`)."""
+    """What ``Store.metrics`` is.
+
+    A PromQL source from memory alone, so that rules go on while SQLite is stuck: every sample of the last hour
+    (:attr:`recent`), and before it one point a minute, the last of that minute, for eight hours.
+    """
 
     def __init__(self, database: Database, limits: Retention, layouts: Layouts, folded_until: dict[int, int]) -> None:
         self.recent = Recent()
+        self._minutes = Recent(span_s=MINUTES_SPAN_S)
         self.fault = ""
         """Why rows are waiting in memory; empty while the file takes them."""
         self.dropped_rows = 0
@@ -149,7 +158,15 @@ class Metrics:
 
     def select(self, matchers: Sequence[Matcher], start: float, end: float) -> Iterable[Points]:
         """Every series that meets all matchers, with its points in the closed interval as far as memory reaches."""
-        return self.recent.select(matchers, start, end)
+        recent = self.recent.select(matchers, start, end)
+        begin = self.recent.start()
+        if begin is not None and start >= begin:
+            return recent
+        found = {points.labels: points for points in recent}
+        for older in self._minutes.select(matchers, start, end):
+            newer = found.get(older.labels)
+            found[older.labels] = older if newer is None else _joined(older, newer)
+        return found.values()
 
     async def maintain(self, at: float) -> None:
         """Fold finished minutes and hours, prune, keep the file small; to be called about once a minute."""
@@ -161,6 +178,7 @@ class Metrics:
         except StoreError as error:
             self.fault = str(error)  # what could not be folded is folded next time: memory holds an hour
         self._layouts.forget(self.recent.trim(at))
+        self._minutes.trim(at)
 
     async def tidy(self) -> None:
         """Drop layouts and series that nothing refers to; reads every row's head, so once a day is enough."""
@@ -283,6 +301,9 @@ class Metrics:
             insert = f"INSERT OR REPLACE INTO {table} (id, layout, vals, counts) VALUES (?, ?, ?, ?)"
             await self._database.write(*statements, (insert, (start, layout.id, vals, counts)))
             layout.stored = True
+            if span == MINUTE_S:
+                last = [STALE if (one := found.get(number)) is None else one.last for number in layout.series_ids]
+                self._minutes.add(layout, start + span, last)
         self._folded_until[span] = start + span
 
     def _covering(self, span: int, found: Mapping[int, object]) -> tuple[Layout, list[Statement]]:
@@ -297,7 +318,15 @@ class Metrics:
         return [number for (number,) in slots]
 
     async def _warm(self, at: float) -> None:
-        """The last hour of the file into memory, and what the last run had not folded yet."""
+        """The end of the file into memory: minutes, the last hour, and what the last run had not folded yet."""
+        since = int(at - MINUTES_SPAN_S)
+        for start, layout_id, vals in await self._database.read(
+            "SELECT id, layout, vals FROM minute WHERE id >= ?", (since,)
+        ):
+            cover = self._cover.get(MINUTE_S)
+            if cover is None or cover.id != layout_id:
+                cover = self._cover[MINUTE_S] = self._layouts.kept(layout_id, await self._series_ids(layout_id))
+            self._minutes.add(cover, start + MINUTE_S, rollup.decode_last(vals))
         [(newest,)] = await self._database.read("SELECT max(id) FROM tick")
         if newest is None:
             return
@@ -310,6 +339,12 @@ class Metrics:
                 layout = layouts[layout_id] = self._layouts.adopt(layout_id, await self._series_ids(layout_id))
             self.recent.add(layout, number // 1000 / 1000, decode_values(vals))
         self._rows = rows[-1][0] % 1000 if rows else 0
+
+
+def _joined(older: Points, newer: Points) -> Points:
+    """Minutes up to where full resolution begins, then that."""
+    high = bisect_left(older.times, newer.times[0])
+    return Points(newer.labels, [*older.times[:high], *newer.times], [*older.values[:high], *newer.values])
 
 
 _FOLDED = (("minute", MINUTE_S), ("hour", HOUR_S))

@@ -56,6 +56,11 @@ def decode_row(vals: str, counts: str) -> list[Summary | None]:
     return [_decode(value, count) for value, count in zip(values, each, strict=True)]
 
 
+def decode_last(vals: str) -> list[float]:
+    """The last value of each series in a row, the stale marker where it was absent."""
+    return [decode_value(value[3] if isinstance(value, list) else value) for value in json.loads(vals)]
+
+
 def combine_rows(rows: Iterable[tuple[Sequence[int], Sequence[Summary | None]]]) -> Mapping[int, Summary]:
     """One summary for each series id over rows in the order of time, each given as (series ids, summaries)."""
     parts: dict[int, list[Summary]] = {}

@@ -105,10 +105,15 @@ class Layouts:
 
     def combined(self, series_ids: Iterable[int]) -> Layout:
         """A layout of its own for a roll-up, whose rows no reading shares."""
-        ids = tuple(series_ids)
-        layout = Layout(self._next_layout, tuple(self._series[number] for number in ids), ids, stored=False)
+        layout = self.kept(self._next_layout, series_ids)
+        layout.stored = False
         self._next_layout += 1
         return layout
+
+    def kept(self, number: int, series_ids: Iterable[int]) -> Layout:
+        """A layout as the file holds it."""
+        ids = tuple(series_ids)
+        return Layout(number, tuple(self._series[one] for one in ids), ids, stored=True)
 
     def series_id(self, series: Series) -> int:
         """The number of a series in the file, given when it is new."""
@@ -120,11 +125,9 @@ class Layouts:
         return number
 
     def adopt(self, number: int, series_ids: Iterable[int]) -> Layout:
-        """A layout that the file already holds."""
-        ids = tuple(series_ids)
-        series = tuple(self._series[one] for one in ids)
-        layout = Layout(number, series, ids, stored=True)
-        self._remember(layout, series)
+        """A layout that the file holds, for readings to come."""
+        layout = self.kept(number, series_ids)
+        self._remember(layout, layout.series)
         return layout
 
     def forget(self, layouts: Iterable[Layout]) -> None:
