@@ -9,10 +9,10 @@ from typing import Protocol, runtime_checkable
 from agent.collectors.directories import DirectoriesCollector
 from agent.collectors.disk import DiskCollector
 from agent.collectors.filesystem import LocalFilesystems, RemoteFilesystems
-from agent.collectors.network import NetworkCollector
+from agent.collectors.network import NetworkCollector, SocketsCollector
 from agent.collectors.self_ import Figures, SelfCollector
-from agent.collectors.system import SystemCollector
-from agent.config import Collect
+from agent.collectors.system import PagingCollector, SystemCollector
+from agent.config import Collect, CollectorConfig
 from agent.model import Reading
 
 __all__ = ["Closing", "Collector", "Figures", "SelfCollector", "Source", "build"]
@@ -53,8 +53,9 @@ class Source:
     deadline_s: float | None = None
 
 
-REMOTE_INTERVAL_S = 5.0
-"""The least interval of file systems that are asked through a child: nobody wants a server asked every second."""
+SLOW_INTERVAL_S = 10.0
+"""The least interval of what is dear to read and slow to change: paging, sockets, the agent's own figures, and file
+systems that are asked through a child."""
 
 
 def build(config: Collect, figures: Iterable[Figures] = ()) -> list[Source]:
@@ -68,19 +69,22 @@ def build(config: Collect, figures: Iterable[Figures] = ()) -> list[Source]:
         What else the agent says of itself, such as the store's size.
     """
     sources: list[Source] = []
-    if config.system is not None:
-        sources.append(Source(SystemCollector(), config.system.interval or config.interval, inline=True))
-    if config.filesystem is not None:
-        interval_s = config.filesystem.interval or config.interval
-        sources.append(Source(LocalFilesystems(), interval_s, inline=True))
-        sources.append(Source(RemoteFilesystems(), max(interval_s, REMOTE_INTERVAL_S)))
-    if config.disk is not None:
-        sources.append(Source(DiskCollector(), config.disk.interval or config.interval, inline=True))
-    if config.network is not None:
-        sources.append(Source(NetworkCollector(), config.network.interval or config.interval, inline=True))
+
+    def add(key: CollectorConfig | None, often: Collector, seldom: Collector | None = None, **how: bool) -> None:
+        if key is None:
+            return
+        interval_s = key.interval or config.interval
+        sources.append(Source(often, interval_s, inline=True))
+        if seldom is not None:
+            sources.append(Source(seldom, max(interval_s, SLOW_INTERVAL_S), **how))
+
+    add(config.system, SystemCollector(), PagingCollector(), inline=True)
+    add(config.filesystem, LocalFilesystems(), RemoteFilesystems())
+    add(config.disk, DiskCollector())
+    add(config.network, NetworkCollector(), SocketsCollector(), inline=True)
     if config.directories is not None and config.directories.paths:
         directories = DirectoriesCollector(config.directories.paths)
         interval_s = config.directories.interval or config.interval
         sources.append(Source(directories, interval_s, deadline_s=directories.longest_s))
-    sources.append(Source(SelfCollector(figures), config.interval, inline=True))
+    sources.append(Source(SelfCollector(figures), max(config.interval, SLOW_INTERVAL_S), inline=True))
     return sources

@@ -133,7 +133,7 @@ class LinkParser:
 
 
 class NetworkCollector:
-    """Interfaces and TCP. Reads files of /proc and /sys that never block.
+    """Interfaces. Reads files of /proc and /sys that never block.
 
     Parameters
     ----------
@@ -146,14 +146,7 @@ class NetworkCollector:
     def __init__(self, proc: str = "/proc", sys: str = "/sys") -> None:
         self._sys = sys
         self._traffic = TrafficParser()
-        parsers: dict[str, Parser] = {
-            "net/dev": self._traffic,
-            "net/snmp": TcpParser(),
-            "net/sockstat": SocketsParser(),
-            "sys/net/netfilter/nf_conntrack_count": NumberParser(Series("node_nf_conntrack_entries")),
-            "sys/net/netfilter/nf_conntrack_max": NumberParser(Series("node_nf_conntrack_entries_limit")),
-        }
-        self._files = Files({f"{proc}/{name}": parser for name, parser in parsers.items()})
+        self._files = Files({f"{proc}/net/dev": self._traffic})
         self._links = Files({})
         self._devices: tuple[str, ...] = ()
         self._of: tuple[tuple[Series, ...], tuple[Series, ...]] = ((), ())
@@ -173,3 +166,28 @@ class NetworkCollector:
     def _link(self, device: str) -> tuple[str, LinkParser]:
         folder = f"{self._sys}/class/net/{device}"
         return f"{folder}/operstate", LinkParser(device, PinnedFile(f"{folder}/speed"))
+
+
+class SocketsCollector:
+    """TCP, its sockets and the firewall's table: the kernel adds them up over all processors at each reading.
+
+    Parameters
+    ----------
+    proc
+        Where /proc is mounted.
+    """
+
+    name = "network:sockets"
+
+    def __init__(self, proc: str = "/proc") -> None:
+        parsers: dict[str, Parser] = {
+            "net/snmp": TcpParser(),
+            "net/sockstat": SocketsParser(),
+            "sys/net/netfilter/nf_conntrack_count": NumberParser(Series("node_nf_conntrack_entries")),
+            "sys/net/netfilter/nf_conntrack_max": NumberParser(Series("node_nf_conntrack_entries_limit")),
+        }
+        self._files = Files({f"{proc}/{name}": parser for name, parser in parsers.items()})
+
+    async def collect(self, at: float) -> Reading:
+        values = self._files.read()
+        return Reading(at, self._files.series, values)

@@ -140,7 +140,7 @@ def paging_parser() -> NamedNumbers:
 
 
 class SystemCollector:
-    """The host itself. Reads files of /proc that never block.
+    """Processors, load, memory and pressure. Reads files of /proc that never block.
 
     Parameters
     ----------
@@ -155,8 +155,6 @@ class SystemCollector:
             "stat": StatParser(),
             "loadavg": LoadParser(),
             "meminfo": memory_parser(),
-            "vmstat": paging_parser(),
-            "sys/fs/file-nr": OpenFilesParser(),
             **{f"pressure/{resource}": PressureParser(resource) for resource in ("cpu", "memory", "io")},
         }
         self._files = Files({f"{proc}/{name}": parser for name, parser in parsers.items()})
@@ -170,3 +168,23 @@ class SystemCollector:
             self._of = self._files.series
             self._series = (*self._of, Series("node_time_seconds"))
         return Reading(at, self._series, values)
+
+
+class PagingCollector:
+    """Paging and open files: /proc/vmstat alone costs as much as /proc/stat and /proc/meminfo, and nobody looks at it
+    every second.
+
+    Parameters
+    ----------
+    proc
+        Where /proc is mounted.
+    """
+
+    name = "system:paging"
+
+    def __init__(self, proc: str = "/proc") -> None:
+        self._files = Files({f"{proc}/vmstat": paging_parser(), f"{proc}/sys/fs/file-nr": OpenFilesParser()})
+
+    async def collect(self, at: float) -> Reading:
+        values = self._files.read()
+        return Reading(at, self._files.series, values)

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from agent.collectors.disk import COLUMNS, DiskCollector, DiskParser
-from agent.collectors.network import LinkParser, NetworkCollector, SocketsParser, TcpParser, TrafficParser
+from agent.collectors.network import (
+    LinkParser,
+    NetworkCollector,
+    SocketsCollector,
+    SocketsParser,
+    TcpParser,
+    TrafficParser,
+)
 from agent.model import Series
 from agent.procfs import Parser, PinnedFile
 
@@ -124,8 +131,8 @@ def test_the_collector_follows_interfaces_that_come_and_go(tmp_path: Path) -> No
     assert len(after.series) == len(after.values) == 2 * 9
 
 
-def test_the_captured_host(tmp_path: Path) -> None:
-    reading = asyncio.run(NetworkCollector(str(VM), str(tmp_path)).collect(1.0))
+def test_the_captured_host() -> None:
+    reading = asyncio.run(SocketsCollector(str(VM)).collect(1.0))
     assert len(reading.series) == len(reading.values) == len(set(reading.series))
     assert Series("node_nf_conntrack_entries_limit") in reading.series
     disks = asyncio.run(DiskCollector(str(VM)).collect(1.0))

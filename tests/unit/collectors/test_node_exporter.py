@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from agent.collectors import Collector
 from agent.collectors.disk import LEFT_OUT, DiskCollector
 from agent.collectors.filesystem import KINDS_LEFT_OUT, MOUNT_POINTS_LEFT_OUT, LocalFilesystems
-from agent.collectors.network import NetworkCollector
-from agent.collectors.system import SystemCollector
+from agent.collectors.network import NetworkCollector, SocketsCollector
+from agent.collectors.system import PagingCollector, SystemCollector
 from agent.metrics import METRICS
 from agent.model import Reading, Series
 from tests.support import node_exporter
@@ -42,7 +43,14 @@ def _installed() -> None:
 
 def ours() -> dict[Series, float]:
     async def read() -> Sequence[Reading]:
-        collectors = (SystemCollector(), LocalFilesystems(), DiskCollector(), NetworkCollector())
+        collectors: tuple[Collector, ...] = (
+            SystemCollector(),
+            PagingCollector(),
+            LocalFilesystems(),
+            DiskCollector(),
+            NetworkCollector(),
+            SocketsCollector(),
+        )
         return [await collector.collect(0.0) for collector in collectors]
 
     return {
