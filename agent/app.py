@@ -65,10 +65,14 @@ class Agent:
     ----------
     loaded
         The configuration and the rule files it names.
+    port_tries
+        How many ports from the one of `listen` on may be tried until one is free.
     """
 
-    def __init__(self, loaded: LoadedConfig, clock: Clock | None = None) -> None:
+    def __init__(self, loaded: LoadedConfig, clock: Clock | None = None, *, port_tries: int = 1) -> None:
         self._loaded = loaded
+        self._port_tries = port_tries
+        self.address = ""
         self._clock = clock or SystemClock()
         self._figures = _Figures()
         self._stopping = asyncio.Event()

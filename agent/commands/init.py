@@ -66,7 +66,7 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def _configuration(state: str) -> Iterator[str]:
-    yield "# Every key with its default. A line without # in front is in force; an empty file would be a working agent too."
+    yield "# Every key with its default. A line without # is in force; an empty file would be a working agent too."
     yield ""
     yield f"state_dir: {state}"
     yield "mode: observe"
