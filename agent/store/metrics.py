@@ -156,7 +156,7 @@ class Metrics:
         """The stored state of each tail, by path."""
         return {path: json.loads(state) for path, state in await self._database.read("SELECT path, state FROM tail")}
 
-    def select(self, matchers: Sequence[Matcher], start: float, end: float) -> Iterable[Points]:
+    def select(self, matchers: Sequence[Matcher], start: float, end: float) -> list[Points]:
         """Every series that meets all matchers, with its points in the closed interval as far as memory reaches."""
         recent = self.recent.select(matchers, start, end)
         begin = self.recent.start()
@@ -166,7 +166,7 @@ class Metrics:
         for older in self._minutes.select(matchers, start, end):
             newer = found.get(older.labels)
             found[older.labels] = older if newer is None else _joined(older, newer)
-        return found.values()
+        return list(found.values())
 
     async def maintain(self, at: float) -> None:
         """Fold finished minutes and hours, prune, keep the file small; to be called about once a minute."""
@@ -190,12 +190,14 @@ class Metrics:
         """What the content of the file takes on the disk."""
         return await retention.used_bytes(self._database)
 
+    async def settled(self) -> None:
+        """Return when no commit of a tick is under way any more."""
+        if self._flushing is not None:
+            await asyncio.wait({self._flushing})
+
     async def close(self) -> None:
         """Give waiting rows a last chance."""
-        if self._flushing is not None:
-            await asyncio.wait({self._flushing}, timeout=DEADLINE_S)
-            if self._flushing.done() and self._waiting:
-                await self._flush()
+        await self.append((), deadline_s=DEADLINE_S)
 
     # One row: what is read becomes text once, and waits until the file has it.
 

@@ -122,7 +122,8 @@ class Recent:
         """Drop what is too old or too much; return the layouts of which nothing is left."""
         before = at - self._span_s
         while self.bytes_held() > self._max_bytes:
-            oldest = self.start() or at
+            oldest = self.start()
+            assert oldest is not None, "what takes room has an instant"
             before = max(before + 1, oldest + (at - oldest) / 8)
             self._cut(before)
         self._cut(before)

@@ -2,7 +2,7 @@ CREATE VIEW samples AS
 SELECT strftime('%Y-%m-%dT%H:%M:%fZ', id / 1000 / 1000.0, 'unixepoch') AS time,
        metric,
        labels,
-       CASE typeof(value) WHEN 'text' THEN value ELSE value * 1.0 END AS value
+       CASE typeof(value) WHEN 'text' THEN substr(value, 1, 3 + (value LIKE '_Inf')) ELSE value * 1.0 END AS value
 FROM (SELECT tick.id, series.metric, series.labels,
              json_extract(tick.vals, '$[' || slot.position || ']') AS value
       FROM tick JOIN slot ON slot.layout = tick.layout JOIN series ON series.id = slot.series)
@@ -29,7 +29,7 @@ WITH newest AS (
     GROUP BY slot.series
 )
 SELECT series.metric, series.labels,
-       CASE typeof(value) WHEN 'text' THEN value ELSE value * 1.0 END AS value,
+       CASE typeof(value) WHEN 'text' THEN substr(value, 1, 3 + (value LIKE '_Inf')) ELSE value * 1.0 END AS value,
        strftime('%Y-%m-%dT%H:%M:%fZ', last.id / 1000 / 1000.0, 'unixepoch') AS time,
        round((julianday('now') - 2440587.5) * 86400 - last.id / 1000 / 1000.0, 3) AS age_s
 FROM last JOIN series ON series.id = last.series
