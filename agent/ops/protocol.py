@@ -264,7 +264,7 @@ def _decode(line: bytes, key: str, known: Mapping[str, type[M]]) -> tuple[int, M
         raise ProtocolError('cannot read a line: it needs an "id", a whole number')
     cls = known.get(name) if isinstance(name, str) else None
     if cls is None:
-        raise ProtocolError(f'cannot read a line: unknown {key} "{str(name)[:40]}"')
+        raise ProtocolError(f'cannot read a line: unknown {key} "{_shown(name)}"')
     faults: list[str] = []
     message = construct(cls, body, "", faults)
     if message is None:
@@ -313,8 +313,7 @@ def construct(cls: type[M], body: object, where: str, faults: list[str]) -> M | 
     before = len(faults)
     hints = _hints(typing.cast(Hashable, cls))
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    for name in body.keys() - hints.keys():
-        faults.append(f'unknown field "{where}{str(name)[:40]}"')
+    faults += [f'unknown field "{where}{_shown(name)}"' for name in body if name not in hints]
     values: dict[str, object] = {}
     for item in fields:
         if item.name in body:
@@ -348,6 +347,11 @@ def _value(hint: object, value: object, where: str, faults: list[str]) -> object
         return value
     faults.append(f'"{where}" is not {_words(hint)}')
     return None
+
+
+def _shown(word: object) -> str:
+    """What a peer said, fit to be said back to it and to a log."""
+    return quote(str(word)[:40].encode("utf-8", "surrogatepass"))
 
 
 def _words(hint: object) -> str:

@@ -46,7 +46,7 @@ from agent.ops.protocol import (
 )
 
 HOUR_S = 3600.0
-WRITE_TIMEOUT_S = 30.0
+WRITE_TIMEOUT_S = 30
 LISTEN_FD = 3  # sd_listen_fds(3)
 
 _GONE = select.POLLHUP | select.POLLRDHUP | select.POLLERR
@@ -168,6 +168,8 @@ class Session:
         self._hands = hands
         self._lines = lines
         self._greeted = False
+        # A peer that stops reading must not hold the hands for ever; one that is silent may.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", WRITE_TIMEOUT_S, 0))
         self._poll = select.poll()
         self._poll.register(sock, _GONE)
 
@@ -320,13 +322,11 @@ def _serve_systemd() -> int:
         while True:
             peer, _ = listening.accept()
             with peer:
-                _bound_writes(peer)
                 Session(peer, hands, _Lines(peer)).run()
 
 
 def _serve_parent() -> int:
     with socket.socket(fileno=os.dup(0)) as sock:
-        _bound_writes(sock)
         lines = _Lines(sock)
         try:
             line = lines.next()
@@ -334,8 +334,3 @@ def _serve_parent() -> int:
             return 0
         Session(sock, Hands(policies.parse(line, "the policy"), SystemClock()), lines).run()
     return 0
-
-
-def _bound_writes(sock: socket.socket) -> None:
-    """A peer that stops reading must not hold the hands for ever; one that is silent may be."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(WRITE_TIMEOUT_S), 0))

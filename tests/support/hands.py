@@ -56,7 +56,8 @@ class Peer:
 
     def raw(self, line: bytes) -> bytes:
         """Send anything and read one line; empty at the end of the conversation."""
-        self._sock.sendall(line)
+        if line:
+            self._sock.sendall(line)
         return self._file.readline()
 
     def ask(self, request: Request, request_id: int | None = None) -> list[Reply]:

@@ -48,11 +48,16 @@ def cache(tmp_path: Path) -> Path:
 
 def test_a_survey_and_a_prune_through_a_real_child(cache: Path) -> None:
     for number in range(700):  # several batches
-        put(cache / f"{number % 7}" / f"{number:03}", age_s=DAY_S + number)
+        put(cache / f"{number % 7}" / f"{number:03}", age_s=DAY_S + number * 60)
 
     async def work(ops: OpsClient) -> None:
         survey = await ops.survey(
-            str(cache), older_than_s=DAY_S + 99.5, down_to_bytes=None, use="atime", keep_used_within_s=600, limit=1000
+            str(cache),
+            older_than_s=DAY_S + 99.5 * 60,
+            down_to_bytes=None,
+            use="atime",
+            keep_used_within_s=600,
+            limit=1000,
         )
         assert len(survey.items) == 600
         assert survey.items[0].path == "6/699"
@@ -113,10 +118,14 @@ def test_hands_lost_during_a_prune_are_told_in_the_result(cache: Path) -> None:
         put(cache / f"{number:03}", age_s=DAY_S + number)
     path = str(cache.parent / "ops.sock")
 
+    def serve_and_close(sock: socket.socket) -> None:
+        with sock:
+            serve(sock, Policy((str(cache),)))
+
     async def cut_after_first_results(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Real hands behind a wire that breaks when the first batch has been answered."""
         ours, theirs = socket.socketpair()
-        serving = asyncio.create_task(asyncio.to_thread(serve, theirs, Policy((str(cache),))))
+        serving = asyncio.create_task(asyncio.to_thread(serve_and_close, theirs))
         back_reader, back_writer = await asyncio.open_unix_connection(sock=ours)
         forth = asyncio.create_task(_pump(reader, back_writer))
         async for line in back_reader:
@@ -128,7 +137,6 @@ def test_hands_lost_during_a_prune_are_told_in_the_result(cache: Path) -> None:
             side.close()
             await asyncio.gather(side.wait_closed(), return_exceptions=True)
         await asyncio.gather(forth, serving)
-        theirs.close()
 
     async def main() -> None:
         async with await asyncio.start_unix_server(cut_after_first_results, path):
