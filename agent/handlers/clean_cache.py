@@ -18,17 +18,15 @@ MOST_ITEMS = 100_000
 """Files of one plan; the rest is the next run's."""
 
 _WORDS = {
-    "open": "open",
     "in_use_unknown": "perhaps open",
-    "hard_link": "with a second name",
-    "symlink": "symbolic links",
-    "young": "used just now",
-    "special_file": "no plain files",
+    "hard_link": "hard-linked",
+    "symlink": "symbolic",
+    "young": "in recent use",
+    "special_file": "no plain file",
     "other_device": "on another device",
     "implausible_time": "with impossible times",
     "locked": "under a lock",
-    "protected": "of the system",
-    "unreadable": "unreadable",
+    "protected": "the system's",
 }
 
 
@@ -127,7 +125,7 @@ def _left(tallies: Sequence[Tally]) -> str:
 
 def _tally_words(tallies: Iterable[Tally]) -> Iterable[str]:
     for tally in tallies:
-        yield f"{_count(tally.count)} {_WORDS.get(tally.reason, tally.reason)}"
+        yield f"{_count(tally.count)} {_WORDS.get(tally.reason, tally.reason.replace('_', ' '))}"
 
 
 def _count(number: int) -> str:
