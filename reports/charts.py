@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 480, 150
-LEFT, RIGHT, TOP, BOTTOM = 56, 10, 14, 22
+LEFT, RIGHT, TOP, BOTTOM = 56, 10, 12, 28
 COLUMNS = WIDTH - LEFT - RIGHT
 """One column of the smallest and largest value for each pixel of the plot at its natural width."""
 
@@ -253,10 +253,12 @@ def _set_axes(axes: Axes, chart: Chart, zone: tzinfo) -> None:
     axes.set_ylim(0, max(ticks[-1], highest) if chart.ceiling is None else max(chart.ceiling, highest))
     shown = [tick for tick in ticks if tick <= axes.get_ylim()[1] * 1.001]
     times = time_ticks(chart.start, chart.end, zone)
-    axes.set_yticks(shown, [quantity(tick, chart.unit) for tick in shown])
+    axes.set_yticks(shown, [quantity(tick, chart.unit).replace(".0", "") for tick in shown])
     axes.set_xticks([at for at, _ in times], [words for _, words in times])
     axes.tick_params(length=0, labelsize=11, pad=5)
-    axes.hlines(shown, chart.start, chart.end, color="#ddd", lw=1, gid="grid")
+    axes.tick_params(axis="x", pad=10)  # below the lowest value's own words
+    for tick in shown:
+        axes.plot([chart.start, chart.end], [tick, tick], color="#ddd", lw=1, gid="grid")
 
 
 def _draw_mark(axes: Axes, mark: Mark, chart: Chart, top: float) -> None:
@@ -267,7 +269,7 @@ def _draw_mark(axes: Axes, mark: Mark, chart: Chart, top: float) -> None:
         least = (chart.end - chart.start) * 2 / COLUMNS  # an alert of a minute is still two pixels wide in a week
         axes.axvspan(start, max(end, start + least), color="#e8b", lw=0, gid="alert")
     else:
-        axes.vlines([start], 0, top, color="#2a7", lw=1.5, gid=mark.kind)
+        axes.plot([start, start], [0, top], color="#2a7", lw=1.5, gid=mark.kind)
 
 
 def _draw_line(axes: Axes, chart: Chart) -> None:
@@ -278,17 +280,21 @@ def _draw_line(axes: Axes, chart: Chart) -> None:
             _draw_run(axes, run)
             run = []
         run.append(column)
-    _draw_run(axes, run)
+    if run:
+        _draw_run(axes, run)
 
 
 def _draw_run(axes: Axes, run: list[Column]) -> None:
     """One stretch without a gap; a lone column is a dot, else it would be invisible."""
     if len(run) == 1:
         only = run[0]
-        axes.vlines([only.at], only.low, only.high, color="#36c", lw=2, gid="dot")
+        axes.plot([only.at, only.at], [only.low, only.high], color="#36c", lw=2, gid="dot")
+        return
     at = [column.at for column in run]
     if any(column.low != column.high for column in run):
-        axes.fill_between(at, [c.low for c in run], [c.high for c in run], color="#36c", alpha=0.2, lw=0, gid="band")
+        # a polygon of its own: collections, as fill_between makes, are written by reference to definitions
+        edge = [column.high for column in run] + [column.low for column in run[::-1]]
+        axes.fill(at + at[::-1], edge, color="#36c", alpha=0.2, lw=0, gid="band")
     axes.plot(at, [column.mean for column in run], color="#36c", lw=1.5, gid="line")
 
 
@@ -355,7 +361,7 @@ def compact(path: str) -> str:
         points = _without_middles(list(zip(numbers[::2], numbers[1::2], strict=True)))
         if points:
             found.append(f"M{_tenths(points[0][0])},{_tenths(points[0][1])}")
-            found += [_step(a, b) for a, b in pairwise(points)]
+            found += [_step(a, b) for a, b in pairwise(points)] or ["h0"]  # a point: its round ends are its size
         if part.startswith("z"):
             found.append("z")
     return "".join(found)

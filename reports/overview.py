@@ -103,7 +103,7 @@ def _deeds(actions: Actions, alerts: Alerts) -> list[Tile]:
         took = f"in {duration(actions.repair_s)} each" if actions.repair_s is not None else ""
         failed = f"{actions.without_effect} without effect" if actions.without_effect else took
         tiles.append(Tile("Repaired", f"{actions.fixed} of {actions.carried_out}", failed))
-        tiles.append(Tile("Freed", size(actions.bytes_freed), "as the file system saw it"))
+        tiles.append(Tile("Freed", size(actions.bytes_freed), "measured on disk"))
     elif actions.would_free_bytes:
         tiles.append(Tile("Could be freed", size(actions.would_free_bytes), "observed only"))
     return tiles
@@ -125,4 +125,4 @@ def _known(coverage: Coverage) -> list[Tile]:
     if coverage.sampled is None:
         return []
     gaps = len(coverage.gaps) + coverage.gaps_left_out
-    return [Tile("Sampled", percent(coverage.sampled), count(gaps, "gap") if gaps else "no gap")]
+    return [Tile("Sampled", percent(coverage.sampled, 2), count(gaps, "gap") if gaps else "no gap")]

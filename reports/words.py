@@ -66,15 +66,19 @@ def size(number: float) -> str:
     return f"{sign}{value:.{digits}f}{NBSP}{_IEC[unit]}"
 
 
-def percent(number: float) -> str:
-    """A share given in percent; small ones keep a decimal, and only nothing at all is 0 %."""
+def percent(number: float, digits: int | None = None) -> str:
+    """A share given in percent; small ones keep a decimal, and only nothing at all is 0 %, only all of it 100 %.
+
+    With ``digits``, so many decimals, rounded down: how much is known is never overstated.
+    """
     if not math.isfinite(number):
         return "unknown"
+    if digits is not None and number < 100:
+        return f"{math.floor(number * 10**digits) / 10**digits:.{digits}f}{NBSP}%"
     if 0 < number < 0.1:
         return f"<{NBSP}0.1{NBSP}%"
     if 99 < number < 100:
-        number = math.floor(number * 100) / 100  # 99.999 % is not 100 %
-        return f"{number:.2f}{NBSP}%"
+        return percent(number, 1)
     return f"{number:.{0 if number >= 9.95 or number == 0 else 1}f}{NBSP}%"
 
 

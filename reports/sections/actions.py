@@ -13,7 +13,10 @@ from reports.parameters import apply_command
 from reports.period import Period
 from reports.records import ActionRecord, actions, command
 
-MOST_STORIES = 8
+MOST_FAILED_STORIES = 8
+MOST_OTHER_STORIES = 2
+"""What helped is told whole only for the newest; the table counts the rest, so that a green week is a short page."""
+
 MOST_ROWS = 20
 
 _LEFT_ALONE = """
@@ -127,7 +130,7 @@ class ActionsSection:
         acted = [action for action in past if action.started_at is not None and action.handler != "notify"]
         failed = [action for action in acted if action.failed]
         others = [action for action in acted if not action.failed]
-        chosen = (failed[::-1] + others[::-1])[:MOST_STORIES]
+        chosen = failed[::-1][:MOST_FAILED_STORIES] + others[::-1][:MOST_OTHER_STORIES]
         groups = _groups(acted)
         would = _would_have(past)
         return Actions(

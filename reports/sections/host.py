@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from agent.model import Series
 from agent.store.read import Reader
 from reports.charts import Chart, Line, Mark
-from reports.history import Latest, Track, average, latest, tracks
+from reports.history import Latest, Track, latest, tracks
 from reports.marks import Happenings, labelled, named
 from reports.period import Period
 
@@ -23,14 +23,17 @@ MOVED = 2.0
 
 FULL, NEARLY_FULL = 95.0, 90.0
 
-_GAUGES: Mapping[str, Mapping[str, str]] = {
+_IDLE = "node_cpu_seconds_total"
+_MOUNTS = ("node_filesystem_size_bytes", "node_filesystem_avail_bytes")
+_WANTED: Mapping[str, Mapping[str, str]] = {
+    _IDLE: {"mode": "idle"},
     "node_load1": {},
     "node_memory_MemTotal_bytes": {},
     "node_memory_MemAvailable_bytes": {},
     "node_memory_SwapTotal_bytes": {},
     "node_memory_SwapFree_bytes": {},
+    **{metric: {} for metric in _MOUNTS},
 }
-_MOUNTS: Mapping[str, Mapping[str, str]] = {"node_filesystem_size_bytes": {}, "node_filesystem_avail_bytes": {}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +83,10 @@ class HostSection:
     def build(self, read: Reader, period: Period) -> Host:
         now = latest(read, "node_")
         happened = Happenings.of(read, period)
-        gauges = {series.metric: track for series, track in tracks(read, _GAUGES, period.start, period.end).items()}
-        fills = tracks(read, _MOUNTS, period.start, period.end)
+        fills = tracks(read, _WANTED, period.start, period.end, averaged=(_IDLE,))
+        gauges = {series.metric: track for series, track in fills.items() if not series.labels}
         mounts = _mounts(now, fills)
-        charts = [_processor_chart(read, period, happened), _memory_chart(gauges, period, happened)]
+        charts = [_processor_chart(gauges, period, happened), _memory_chart(gauges, period, happened)]
         charts += [_load_chart(gauges, period, happened), _swap_chart(gauges, period, happened)]
         charts += _mount_charts(mounts, fills, period, happened)
         single = {each.metric: each.value for each in now if not each.labels}
@@ -112,9 +115,9 @@ def _up_s(single: Mapping[str, float]) -> float | None:
 # ── charts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _processor_chart(read: Reader, period: Period, happened: Happenings) -> Chart | None:
+def _processor_chart(gauges: Mapping[str, Track], period: Period, happened: Happenings) -> Chart | None:
     """Busy is what is not idle, as the mean over all processors: 100 · (1 − rate of the idle seconds)."""
-    idle = average(read, "node_cpu_seconds_total", {"mode": "idle"}, period.start, period.end).rate()
+    idle = gauges.get(_IDLE, Track()).rate()
     busy = array("d", [min(max(100 * (1 - share), 0.0), 100.0) for share in idle.mean])
     line = Line(idle.times, busy, busy, busy, idle.step_s)
     return _chart("Processors busy", line, period, happened.marks(named("cpu", "processor")), 100.0)
