@@ -38,7 +38,10 @@ BURST_PER_S = 200
 CALM_S = 1.0
 QUIET_COMMIT_S = 1.0
 """Lines without a match wait this long for their commit: a crash reads them again, and counts them once."""
-EMIT_S = 1.0
+EMIT_S = 0.25
+"""Counters of a file are sampled at its first match, then this often."""
+FORGET_S = 86400.0
+"""A path whose files are all gone keeps its counters and their memory this long."""
 REPEAT_S = 60.0
 """Counters are sampled anew this often though unchanged: a series is stale after five minutes."""
 UNFINISHED_S = 5.0
@@ -55,10 +58,13 @@ class _Batch:
 
     events: list[Event] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
+    forgotten: set[str] = field(default_factory=set)
     at_once: bool = False
+    soon: bool = False
+    """Holds counters that changed and were sampled too recently to be sampled again."""
 
     def __bool__(self) -> bool:
-        return bool(self.events or self.touched)
+        return bool(self.events or self.touched or self.forgotten)
 
 
 class LogWatch:
@@ -112,6 +118,7 @@ class LogWatch:
         self._bound = LabelBound()
         self._stored = mine
         self._counts: dict[str, FileCounts] = {}
+        self._gone: dict[str, float] = {}
         self._throttle = Throttle(events_per_s)
         self._batch = _Batch()
         self._globs_stored = set(known_globs) == set(self._globs)
@@ -171,8 +178,10 @@ class LogWatch:
             return
         if self._resting:
             return  # the pause at the end of each round is the polling interval
-        if self._batch or self._throttle.folding:
-            until = min(until, max(self._committed_at, boot - QUIET_COMMIT_S) + QUIET_COMMIT_S)
+        if self._batch:
+            until = min(until, self._committed_at + self._patience())
+        if self._throttle.folding:
+            until = min(until, boot + QUIET_COMMIT_S)
         if until > boot:
             try:
                 await asyncio.wait_for(self._woken.wait(), until - boot)
@@ -240,7 +249,21 @@ class LogWatch:
             if self._tailer.is_drained(tail, boot):
                 self._finish(tail, boot)
         self._take_notices()
+        self._forget(boot)
         self._swept_at = boot
+
+    def _forget(self, boot: float) -> None:
+        """Paths that come and go (one log for each run) must not pile up."""
+        alive = {tail.origin for tail in self._tailer.tails}
+        for origin in [*self._counts, *self._stored]:
+            if origin in alive:
+                self._gone.pop(origin, None)
+            elif boot - self._gone.setdefault(origin, boot) >= FORGET_S:
+                self._tailer.forget(origin)
+                del self._gone[origin]
+                self._counts.pop(origin, None)
+                self._stored.pop(origin, None)
+                self._batch.forgotten.add(origin)
 
     def _folders(self) -> set[str]:
         found = {folder for pattern in self._globs for folder in _folders_of(pattern)}
@@ -342,7 +365,10 @@ class LogWatch:
     def _is_commit_due(self, boot: float) -> bool:
         if not self._globs_stored:
             return True
-        return bool(self._batch) and (self._batch.at_once or boot - self._committed_at >= QUIET_COMMIT_S)
+        return bool(self._batch) and (self._batch.at_once or boot - self._committed_at >= self._patience())
+
+    def _patience(self) -> float:
+        return EMIT_S if self._batch.soon else QUIET_COMMIT_S
 
     async def _commit(self, boot: float) -> None:
         """Store the batch: offsets, events and counters in one transaction, offered again until it is taken."""
@@ -357,6 +383,7 @@ class LogWatch:
             PREFIX + origin: {"tails": self._tailer.entry(origin), **self._counts_of(origin).to_json()}
             for origin in batch.touched
         }
+        offsets.update((PREFIX + origin, {}) for origin in batch.forgotten - batch.touched)
         if not self._globs_stored:
             offsets[PREFIX] = {"globs": list(self._globs)}
         await self._insist(batch.events, readings, offsets)
@@ -364,8 +391,9 @@ class LogWatch:
         self._committed_at = boot
         for origin in emitting:
             self._counts_of(origin).emitted_at = boot
-        # Counters that were sampled less than a second ago are sampled with the next quiet commit.
-        self._batch.touched.update(batch.touched.difference(emitting))
+        unsampled = batch.touched.difference(emitting)
+        self._batch.touched.update(unsampled)
+        self._batch.soon |= bool(unsampled)
         if readings:
             self._wake_rules(frozenset(series.metric for reading in readings for series in reading.series))
 

@@ -270,7 +270,11 @@ def fits(fd: int, at: Position) -> bool:
     head = os.pread(fd, at.head_bytes, 0) if at.head_bytes else b""
     before = min(at.offset, WINDOW_BYTES)
     window = os.pread(fd, before, at.offset - before)
-    return len(window) == before and (not at.head_bytes or digest(head) == at.head) and (not before or digest(window) == at.window)
+    return (
+        len(window) == before
+        and (not at.head_bytes or digest(head) == at.head)
+        and (not before or digest(window) == at.window)
+    )
 
 
 def open_regular(path: str) -> int:
@@ -354,6 +358,12 @@ class Tailer:
         for forgotten in past[:-MOST_PAST]:
             self._remove(forgotten)
         return [[int(tail.past), *tail.position.to_json()] for tail in mine]
+
+    def forget(self, origin: str) -> None:
+        """Drop the memory of a path's past files."""
+        for tail in list(self._origins.get(origin, ())):
+            self._remove(tail)
+        self._origins.pop(origin, None)
 
     def take_notices(self) -> list[Notice]:
         notices, self._notices = self._notices, []
