@@ -113,20 +113,28 @@ class Database:
         StoreError
             The file is from a newer version (it is left untouched), or its folder cannot be written.
         """
-        found: list[tuple[Path, str]] = []
+        aside: list[tuple[Path, str]] = []
+        failed: list[Exception] = []
 
         def connect() -> sqlite3.Connection:
             try:
+                try:
+                    return _connect(path, schema)
+                except Damaged as damage:
+                    aside.append((_set_aside(path, at), str(damage)))
                 return _connect(path, schema)
-            except Damaged as damage:
-                found.append((_set_aside(path, at), str(damage)))
-            return _connect(path, schema)
+            except (OSError, sqlite3.Error, Damaged, StoreError) as error:
+                failed.append(error)
+                # aiosqlite's thread outlives the loop when connecting fails: let it connect, and close it in order.
+                return sqlite3.connect(":memory:")
 
-        try:
-            connection = await aiosqlite.Connection(connect, iter_chunk_size=64)
-        except (OSError, sqlite3.Error, Damaged) as error:
-            raise StoreError(f'cannot open "{path}": {error}') from error
-        database = cls(connection, path, *(found[0] if found else (None, "")))
+        connection = await aiosqlite.Connection(connect, iter_chunk_size=64)
+        if failed:
+            await connection.close()
+            if isinstance(failed[0], StoreError):
+                raise failed[0]
+            raise StoreError(f'cannot open "{path}": {failed[0]}') from failed[0]
+        database = cls(connection, path, *(aside[0] if aside else (None, "")))
         database.restore_ballast()
         return database
 
@@ -269,6 +277,7 @@ class StateLock:
             raise StoreBusyError(
                 f'cannot use the state directory "{state_dir}": another agent runs there{who}'
             ) from None
+        os.fchmod(self._descriptor, 0o640)
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 

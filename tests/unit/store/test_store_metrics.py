@@ -138,9 +138,10 @@ def test_events_counters_and_offsets_are_one_transaction(
 
     async def body(store: Store) -> None:
         commit = store.metrics.commit_log
-        with monkeypatch.context() as broken, pytest.raises(StoreError, match="no such table"):
+        with monkeypatch.context() as broken:
             broken.setattr("agent.store.metrics._insert_events", lambda events: ("INSERT INTO nowhere VALUES (1)", ()))
-            await commit([event], matches, {"/a.log": {"offset": 10}})
+            with pytest.raises(StoreError, match="no such table"):
+                await commit([event], matches, {"/a.log": {"offset": 10}})
         assert store.metrics.select(named("log_matches_total"), 0, 2e9) == []
         assert await store.metrics.offsets() == {}
         assert sql(state_dir, "SELECT count(*) FROM tick") == [(0,)]
