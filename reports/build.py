@@ -6,12 +6,13 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from agent.store.read import Reader
 from reports.form import render
+from reports.history import first_sample
 from reports.overview import Overview, overview
 from reports.period import Kind, Period
 from reports.sections import SECTIONS
@@ -66,10 +67,19 @@ def build(reader: Reader, period: Period, *, title: str | None, host: str, at: f
     at
         Now, in seconds since the epoch.
     """
-    sections = {section.name: section.build(reader, period) for section in SECTIONS}
+    known = _known(reader, period)
+    sections = {section.name: section.build(reader, known) for section in SECTIONS}
     summed_up = overview(sections)
     subject = clean(f"{host}: {summed_up.verdict}", LONGEST_SUBJECT)
     return ReportDocument(title or _TITLES[period.kind], host, period, at, subject, summed_up, sections)
+
+
+def _known(reader: Reader, period: Period) -> Period:
+    """The part of the period since the agent's first sample: before it was installed there are no gaps."""
+    began = first_sample(reader)
+    if began is None or not period.start < began < period.end:
+        return period
+    return replace(period, start=began)
 
 
 def write(document: ReportDocument, folder: Path) -> Written:

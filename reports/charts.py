@@ -172,7 +172,7 @@ def _marks_in_words(chart: Chart) -> str:
 
 # ── axes ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_CLOCK_STEPS_S = (60, 300, 600, 900, 1800, 3600, 2 * 3600, 3 * 3600, 6 * 3600)
+_CLOCK_STEPS_S = (10, 30, 60, 300, 600, 900, 1800, 3600, 2 * 3600, 3 * 3600, 6 * 3600)
 _MOST_TICKS = 7
 
 
@@ -181,7 +181,8 @@ def time_ticks(start: float, end: float, zone: tzinfo) -> list[tuple[float, str]
     span = end - start
     if span <= 36 * 3600:
         step = next((step for step in _CLOCK_STEPS_S if span / step <= _MOST_TICKS), _CLOCK_STEPS_S[-1])
-        return [(at, f"{local(at, zone):%H:%M}") for at in _clock_instants(start, end, step, zone)]
+        form = "%H:%M" if step >= 60 else "%H:%M:%S"
+        return [(at, local(at, zone).strftime(form)) for at in _clock_instants(start, end, step, zone)]
     every = math.ceil(span / 86400 / _MOST_TICKS)
     week = span <= 10 * 86400
     day = local(start, zone).date()
@@ -195,13 +196,13 @@ def time_ticks(start: float, end: float, zone: tzinfo) -> list[tuple[float, str]
 
 def _clock_instants(start: float, end: float, step: int, zone: tzinfo) -> Iterator[float]:
     """Instants within the span whose local time of day is a multiple of ``step``, across a change of the clocks."""
-    at = math.ceil(start / 60) * 60.0
+    at = float(math.ceil(start))
     while at <= end:
         moment = local(at, zone)
         past = (moment.hour * 3600 + moment.minute * 60 + moment.second) % step
         if past == 0:
             yield at
-        at += min(step - past, 3600) if past else 60 if step == 60 else min(step, 3600)
+        at += min(step - past, 3600 - at % 3600)  # never further than the next hour, where the clocks may change
 
 
 def value_ticks(top: float, unit: Unit) -> list[float]:

@@ -144,6 +144,22 @@ def sampled_instants(read: Reader, start: float, end: float) -> Line:
     return Line(times, times, times, times, chosen.step_s or _usual_step(times))
 
 
+def first_sample(read: Reader) -> float | None:
+    """When this host was first sampled, as far as anything is kept.
+
+    The roll-ups reach further back but name only the beginning of their minute or hour; the finest that tells of the
+    same hour is believed.
+    """
+    _, [(hour, minute, tick)] = read.sql(
+        "SELECT (SELECT min(id) FROM hour), (SELECT min(id) FROM minute), (SELECT min(id) FROM tick) / 1000000.0"
+    )
+    first = hour
+    for finer, width in ((minute, HOURS.step_s), (tick, MINUTES.step_s)):
+        if finer is not None and (first is None or finer < first + width):
+            first = finer
+    return None if first is None else float(first)
+
+
 def latest(read: Reader, prefix: str) -> list[Latest]:
     """The newest values of all series whose metric begins with ``prefix``."""
     _, rows = read.sql(
@@ -170,7 +186,7 @@ def _series(read: Reader, wanted: Wanted) -> dict[int, Series]:
 
 def _places(read: Reader, series: Mapping[int, Series]) -> Places:
     places: Places = {}
-    _, rows = read.sql("SELECT layout, position, series FROM slot", ())
+    _, rows = read.sql("SELECT layout, position, series FROM slot")
     for layout, position, number in rows:
         if (found := series.get(int(str(number)))) is not None:
             places.setdefault(int(str(layout)), []).append((int(str(position)), found))

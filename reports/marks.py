@@ -40,7 +40,7 @@ class Happenings:
     def marks(self, concerns: Concerns) -> tuple[Mark, ...]:
         """The marks of all alerts whose labels concern a curve, and of the actions that answered them."""
         firing = [alert for alert in self.alerts if alert.fired_at is not None and concerns(_told(alert))]
-        acted = [action for action in self.actions if action.started_at is not None and concerns(_of_action(action))]
+        acted = [action for action in self.actions if action.carried_out and concerns(_of_action(action))]
         return tuple(
             [Mark("alert", a.fired_at or a.active_since, a.ended_at or self.end, f"alert {a.rule}") for a in firing]
             + [_action_mark(action) for action in acted]

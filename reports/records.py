@@ -72,6 +72,11 @@ class ActionRecord:
     finished_at: float | None
 
     @property
+    def carried_out(self) -> bool:
+        """Whether something was tried on the host: begun, or judged because there was nothing it could begin."""
+        return self.handler != "notify" and (self.started_at is not None or self.verdict is not None)
+
+    @property
     def failed(self) -> bool:
         """Carried out, and it did not help."""
         return self.verdict is not None and self.verdict is not Verdict.FIXED

@@ -127,7 +127,7 @@ class ActionsSection:
 
     def build(self, read: Reader, period: Period) -> Actions:
         past = actions(read, period.start, period.end)
-        acted = [action for action in past if action.started_at is not None and action.handler != "notify"]
+        acted = [action for action in past if action.carried_out]
         failed = [action for action in acted if action.failed]
         others = [action for action in acted if not action.failed]
         chosen = failed[::-1][:MOST_FAILED_STORIES] + others[::-1][:MOST_OTHER_STORIES]

@@ -63,7 +63,7 @@ class CachesSection:
 
 
 def _directory(path: str, values: Mapping[str, float], track: Track | None, happened: Happenings) -> Directory:
-    cleanings = [a for a in happened.actions if a.started_at is not None and a.touched == path]
+    cleanings = [a for a in happened.actions if a.carried_out and a.touched == path]
     return Directory(
         path,
         values[_SIZE],

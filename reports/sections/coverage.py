@@ -36,10 +36,10 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """``sampled`` is the percentage of the time since ``since`` without a gap; None before the first sample."""
+    """``sampled`` is the percentage of the time since ``since`` without a gap; None where there is no sample."""
 
     sampled: float | None
-    since: float | None
+    since: float
     gaps: tuple[tuple[float, float], ...]
     gaps_left_out: int
     series: int
@@ -55,20 +55,15 @@ class CoverageSection:
     def build(self, read: Reader, period: Period) -> Coverage:
         instants = sampled_instants(read, period.start, period.end)
         between = sql_time(period.start), sql_time(period.end)
-        began = _first_sample(read)
-        since = None if began is None else min(max(began, period.start), period.end)
-        gaps: list[tuple[float, float]] = []
-        sampled = None
-        if since is not None and since < period.end:
-            gaps = instants.gaps(since, period.end)
-            sampled = 100 * (1 - math.fsum(end - start for start, end in gaps) / (period.end - since))
+        gaps = instants.gaps(period.start, period.end) if instants.times else []
+        missing = math.fsum(end - start for start, end in gaps)
         longest = sorted(sorted(gaps, key=lambda gap: gap[0] - gap[1])[:MOST_GAPS])
         return Coverage(
-            sampled,
-            since,
+            100 * (1 - missing / period.length_s) if instants.times else None,
+            period.start,
             tuple(longest),
             len(gaps) - len(longest),
-            _number(read.sql("SELECT count(*) FROM main.series", ())[1]),
+            _number(read.sql("SELECT count(*) FROM main.series")[1]),
             _number(read.sql("SELECT count(*) FROM events WHERE time >= ? AND time < ?", between)[1]),
             _silences(read, period),
             _troubles(read, between),
@@ -78,16 +73,6 @@ class CoverageSection:
 
 def _number(rows: Sequence[Sequence[object]]) -> int:
     return int(str(rows[0][0]))
-
-
-def _first_sample(read: Reader) -> float | None:
-    """When this host was first sampled, as far as anything is kept."""
-    _, rows = read.sql(
-        "SELECT min(at) FROM (SELECT min(id) AS at FROM hour UNION ALL SELECT min(id) FROM minute"
-        " UNION ALL SELECT min(id) / 1000000.0 FROM tick)",
-        (),
-    )
-    return None if rows[0][0] is None else float(str(rows[0][0]))
 
 
 def _silences(read: Reader, period: Period) -> tuple[Silence, ...]:

@@ -72,6 +72,8 @@ def _alert_need(alert: AlertRecord, mine: Sequence[ActionRecord]) -> Need:
     explain = command("upkeep", "explain", alert.rule)
     silence = command("upkeep", "silence", "add", matchers(alert.rule, alert.labels), "--for", "4h", "--why", "TEXT")
     why, first = _why(mine)
+    if any(action.handler == "notify" and action.status is ActionStatus.DONE for action in mine):
+        why += " The ladder has ended: the last step told a person."
     if alert.missing:
         why += " Its data has gone missing meanwhile."
     commands = tuple(dict.fromkeys(line for line in (first, explain, silence) if line))
@@ -97,6 +99,8 @@ def _why(mine: Sequence[ActionRecord]) -> tuple[str, str]:
 
 
 def _outcome(action: ActionRecord) -> str:
+    if action.reason == "nothing_to_do":
+        return f"{action.handler} found nothing it may change"
     if action.verdict is None:
         return f"{action.handler} {_spoken(action.status)}"
     told = {
@@ -154,7 +158,7 @@ def _failed_jobs(past: Sequence[ActionRecord], period: Period) -> list[Need]:
 
 
 def _open_circuits(read: Reader) -> list[Need]:
-    _, rows = read.sql("SELECT handler, resource, opened_at FROM circuit ORDER BY opened_at", ())
+    _, rows = read.sql("SELECT handler, resource, opened_at FROM circuit ORDER BY opened_at")
     return [
         Need(
             Severity.ERROR,
