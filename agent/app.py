@@ -12,7 +12,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +113,8 @@ class Agent:
             sampler = self._make_sampler(store)
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                tasks = [self._keep("sampler", sampler.run)]
+                ticked = self._supervisor.progress("sampler", patience_s=30.0)
+                tasks = [self._keep("sampler", lambda: sampler.run(ticked))]
                 try:
                     rules = await reading
                     self._build(store, ops, sampler, rules)
@@ -181,8 +182,7 @@ class Agent:
             await store.metrics.add_events([event])
 
         sources = build(self._loaded.config.collect, [self._figures])
-        progress = self._supervisor.progress("sampler", patience_s=30.0)
-        sampler = Sampler(sources, append, self._clock, tell, progress=progress)
+        sampler = Sampler(sources, append, self._clock, tell)
         for source in sources:
             if isinstance(source.collector, SelfCollector):
                 source.collector.add(sampler.figures)
@@ -259,8 +259,8 @@ class Agent:
         log.info("agent_started pid=%d state_dir=%s mode=%s", os.getpid(), self.state_dir, self._loaded.config.mode)
         return tasks
 
-    def _keep(self, name: str, loop: Callable[[], object]) -> asyncio.Task[None]:
-        return self._group.create_task(self._supervisor.keep(name, loop), name=name)  # type: ignore[arg-type]
+    def _keep(self, name: str, loop: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        return self._group.create_task(self._supervisor.keep(name, loop), name=name)
 
     async def _watch_logs(self, rules: RuleSet) -> None:
         """Watch with these patterns; tails go on from where their offsets were committed."""

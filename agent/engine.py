@@ -9,23 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from agent import faultpoint
-from agent.alerting import step
+from agent.alerting import OnMissing, step
 from agent.clock import Clock
 from agent.errors import ExpressionError, StoreError
 from agent.model import Action, ActionStatus, Alert, AlertState, Event, Labels, Mode, Reading, Series, Severity
-from agent.promql.evaluate import Source, evaluate
-from agent.promql.values import Vector
+from agent.promql.evaluate import evaluate
+from agent.promql.nodes import Expr
+from agent.promql.values import Source, Vector
 from agent.rulefile import AlertRule, Expression, Group, RecordingRule, Rule, RuleSet
 from agent.store import Ledger
 
 log = logging.getLogger(__name__)
 
 States = Mapping[Labels, Alert]
+T = TypeVar("T")
 
 
 # -- what a rule means -----------------------------------------------------------------------------------------------
@@ -37,25 +41,27 @@ def breaches(rule: AlertRule, source: Source, at: float) -> dict[Labels, float]:
 
 
 def known_false(rule: AlertRule, source: Source, at: float) -> frozenset[Labels] | None:
-    """The label sets known not to be in breach; None where the absence of a result says so.
+    """The label sets for which data are there and the condition does not hold; None where absence says so.
 
-    With ``clear`` it is that expression which says it. Otherwise it is the inverse of the rule's own condition, so that
-    data which went missing is not mistaken for data which got better.
+    It is asked as an expression, the inverse of the rule's own condition, so that data which went missing are not
+    mistaken for data which got better.
     """
-    node = rule.clear.node if rule.clear else rule.expr.false_node
+    node = rule.expr.false_node
     return None if node is None else frozenset(_labelled(rule, node, source, at))
 
 
 def judge(rule: AlertRule, previous: States, source: Source, at: float) -> States:
     """The rule's alerts at ``at``, given those before; those that ended are returned once as inactive."""
     found = breaches(rule, source, at)
-    # Nothing to clear: the second expression need not be asked.
-    gone = known_false(rule, source, at) if previous.keys() - found.keys() or rule.clear else frozenset()
+    gone: frozenset[Labels] | None = frozenset()
+    # The second expression speaks of alerts that stand; without any there is nothing to ask it.
+    if previous or rule.timing.on_missing is OnMissing.FIRE:
+        gone = frozenset(_labelled(rule, rule.clear.node, source, at)) if rule.clear else known_false(rule, source, at)
     return step(rule.name, previous, found, gone, rule.timing, at)
 
 
-def _labelled(rule: AlertRule, node: object, source: Source, at: float) -> dict[Labels, float]:
-    value = evaluate(node, source, at)  # type: ignore[arg-type]
+def _labelled(rule: AlertRule, node: Expr, source: Source, at: float) -> dict[Labels, float]:
+    value = evaluate(node, source, at)
     if not isinstance(value, Vector):
         # As Prometheus: a scalar expression is an alert without labels.
         raise ExpressionError(f'cannot judge "{rule.expr.text}": it gives no vector')
@@ -186,7 +192,8 @@ class Engine:
 
     def alerts(self) -> list[Alert]:
         """Every alert that is pending or firing now."""
-        return [alert for judged in self._judged.values() for alert in judged.states.values()]
+        standing = (alert for judged in self._judged.values() for alert in judged.states.values())
+        return [alert for alert in standing if alert.state is not AlertState.INACTIVE]
 
     def rule_named(self, name: str, labels: Labels) -> AlertRule | None:
         """The rule that made an alert: the one of that name whose own fixed labels the alert carries."""
@@ -253,7 +260,7 @@ class Engine:
         found = await self._with_source(rule.expr, lambda source: breaches(rule, source, at))
         if labels in found:
             return found[labels]
-        gone = await self._with_source(rule.expr, lambda source: known_false(_without_clear(rule), source, at))
+        gone = await self._with_source(rule.expr, lambda source: known_false(rule, source, at))
         if gone is not None and labels not in gone:
             raise ExpressionError(f'cannot verify "{name}": its data is missing')
         return None
@@ -305,9 +312,7 @@ class Engine:
         for rule in rules:
             judged = self._judged[_key(rule)]
             try:
-                states = await self._with_source(
-                    rule.expr, lambda source, judged=judged: judge(judged.rule, judged.states, source, at)
-                )
+                states = await self._with_source(rule.expr, functools.partial(_judge, judged, at))
             except ExpressionError as error:
                 await self._failed(judged, error, at)
                 continue
@@ -315,12 +320,12 @@ class Engine:
             updates.append((judged, states))
         await self._commit(updates, at)
 
-    async def _with_source(self, expr: Expression, ask: Callable[[Source], object]) -> object:
+    async def _with_source(self, expr: Expression, ask: Callable[[Source], T]) -> T:
         """Ask of memory what memory holds, and of the files, in a thread, what lies further back."""
         if expr.lookback_s <= self._reach_s():
             return ask(self._recent)
 
-        def over_files() -> object:
+        def over_files() -> T:
             with self._history() as source:
                 return ask(source)
 
@@ -332,7 +337,8 @@ class Engine:
         for judged, states in updates:
             for labels, alert in states.items():
                 before = judged.states.get(labels)
-                if before is None or _stored_part(before) != _stored_part(alert):
+                ended = alert.state is AlertState.INACTIVE
+                if (before is None and not ended) or (before and _stored_part(before) != _stored_part(alert)):
                     changed.append(alert)
                 if alert.state is AlertState.FIRING and (before is None or before.state is not AlertState.FIRING):
                     request = first_request(judged.rule, alert, self._mode, at)
@@ -351,9 +357,7 @@ class Engine:
                     "alert_%s rule=%s labels=%s value=%g", alert.state, alert.rule, dict(alert.labels), alert.value
                 )
         for judged, states in updates:
-            judged.states = {
-                labels: alert for labels, alert in states.items() if alert.state is not AlertState.INACTIVE
-            }
+            judged.states = _kept(judged.rule, states)
         if requests:
             self._requested()
 
@@ -371,6 +375,17 @@ class Engine:
             await self._ledger.commit_alerts(closed, [])
 
 
+def _kept(rule: AlertRule, states: States) -> States:
+    """What the next step must know: under ``on_missing: fire`` also the label sets that may be missed."""
+    if rule.timing.on_missing is OnMissing.FIRE:
+        return states
+    return {labels: alert for labels, alert in states.items() if alert.state is not AlertState.INACTIVE}
+
+
+def _judge(judged: _Judged, at: float, source: Source) -> States:
+    return judge(judged.rule, judged.states, source, at)
+
+
 def _key(rule: Rule) -> str:
     """What makes a rule the same rule after a reload: its name, its fixed labels, and what it asks."""
     labels = sorted((name, getattr(value, "text", value)) for name, value in rule.labels.items())
@@ -380,10 +395,6 @@ def _key(rule: Rule) -> str:
 def _carries(rule: AlertRule, labels: Labels) -> bool:
     held = dict(labels)
     return all("{{" in value.text or held.get(name, "") == value.text for name, value in rule.labels.items())
-
-
-def _without_clear(rule: AlertRule) -> AlertRule:
-    return dataclasses.replace(rule, clear=None)
 
 
 def _stored_part(alert: Alert) -> tuple[object, ...]:

@@ -291,7 +291,8 @@ def convert(hint: object, node: Node, faults: Faults) -> object:
     if origin is tuple:
         return _tuple(typing.get_args(hint)[0], node, faults)
     if origin is not None and issubclass(origin, Mapping):
-        return _mapping(*typing.get_args(hint), node, faults)
+        key_hint, inner = typing.get_args(hint)
+        return _mapping(key_hint, inner, node, faults)
     if isinstance(hint, type) and issubclass(hint, Enum):
         chosen = _choice([str(member.value) for member in hint], node, faults)
         return chosen if chosen is MISSING else hint(chosen)

@@ -53,10 +53,10 @@ def main() -> int:
         print(error, file=sys.stderr)
         return EXIT_BUSY
     except ExceptionGroup as group:
-        error = first_of(group)
-        if not isinstance(error, UpkeepError):
+        cause = first_of(group)
+        if not isinstance(cause, UpkeepError):
             raise
-        print(error, file=sys.stderr)
+        print(cause, file=sys.stderr)
         return 1
     except UpkeepError as error:
         print(error, file=sys.stderr)

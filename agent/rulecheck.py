@@ -13,8 +13,7 @@ from agent.errors import ExpressionError, Fault
 from agent.located import did_you_mean
 from agent.metrics import METRICS
 from agent.promql.evaluate import evaluate
-from agent.promql.nodes import Binary, Expr, Paren, VectorSelector
-from agent.promql.parse import selectors
+from agent.promql.nodes import Binary, Expr, Paren, VectorSelector, selectors
 from agent.promql.values import Points, Scalar
 from agent.rulefile import AlertRule, Expression, Place, RecordingRule, RuleSet, metric_of
 from agent.specs import CleanCache
@@ -65,7 +64,7 @@ def _repairs_that_stop_too_early(context: Context) -> Iterator[Fault]:
     """``down_to`` not safely below the threshold that fires the rule."""
     for rule in context.rules.alert_rules:
         for step in rule.remediation.steps if rule.remediation else ():
-            threshold = _size_threshold(rule)
+            threshold = size_threshold(rule)
             if not isinstance(step.spec, CleanCache) or step.spec.down_to is None or threshold is None:
                 continue
             if step.spec.down_to > SAFE_SHARE * threshold:
@@ -151,7 +150,7 @@ def _constant(node: Expr) -> float | None:
     return value.value if isinstance(value, Scalar) and not selectors(node) else None
 
 
-def _size_threshold(rule: AlertRule) -> float | None:
+def size_threshold(rule: AlertRule) -> float | None:
     """N of a rule of the form ``directory_size_bytes{…} > N``."""
     for node in _comparisons(rule.expr.node):
         if node.op in (">", ">=") and _is_selector(node.left):

@@ -35,8 +35,8 @@ from agent.located import (
 from agent.logwatch.patterns import Pattern, check_samples, compile_patterns
 from agent.model import Mode, Severity
 from agent.promql import template
-from agent.promql.nodes import NAME, Expr, MatchOp, VectorSelector
-from agent.promql.parse import lookback, parse, selectors
+from agent.promql.nodes import NAME, Expr, MatchOp, VectorSelector, lookback, selectors
+from agent.promql.parse import parse
 from agent.promql.presence import false_when
 from agent.specs import HANDLERS, Spec
 

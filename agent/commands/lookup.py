@@ -73,7 +73,8 @@ def _elements(value: object) -> Iterator[tuple[Labels, list[tuple[float | None, 
         case String():
             yield (), [(None, value.value)]
         case Vector():
-            yield from ((labels, [(None, number)]) for labels, number in value.samples)
+            for labels, number in value.samples:
+                yield labels, [(None, number)]
         case Matrix():
             yield from ((each.labels, _pairs(each)) for each in value.series)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from argparse import Namespace
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 
 from agent import schedule
@@ -24,10 +24,10 @@ def run(arguments: Namespace) -> int:
     folder = Path(arguments.out) if arguments.out else Path(settings.state_dir) / "reports"
     zone = schedule.zone(settings.timezone)
     now = time.time()
-    end = _end(arguments.end, zone) if arguments.end else now
+    day = _day(arguments.end) if arguments.end else None
     with Reader.open(Path(settings.state_dir)) as reader:
-        period = Period.ending(arguments.period, end, zone)
-        document = build(reader, period, title=arguments.title, host=socket.gethostname(), zone=zone, at=now)
+        period = Period.of(arguments.period, day, now, zone)
+        document = build(reader, period, title=arguments.title, host=socket.gethostname(), at=now)
     written = write(document, folder)
     print(document.subject)
     print(written.html)
@@ -35,8 +35,8 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _end(text: str, zone: object) -> float:
+def _day(text: str) -> date:
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=zone).timestamp()  # type: ignore[arg-type]
+        return date.fromisoformat(text)
     except ValueError:
         raise UpkeepError(f'cannot read "{text}" as a date: write 2026-11-23') from None

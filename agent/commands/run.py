@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 
 from agent.app import Agent
 from agent.commands.common import loaded
@@ -65,7 +66,7 @@ class _Journal(logging.Formatter):
         return "\n".join(f"<{priority}>{line}" for line in text.splitlines())
 
 
-def loop_factory():  # type: ignore[no-untyped-def]
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop where it has a wheel: a third less CPU for each wake-up."""
     if os.environ.get("UPKEEP_LOOP") == "asyncio":
         return None
@@ -73,4 +74,5 @@ def loop_factory():  # type: ignore[no-untyped-def]
         import uvloop
     except ImportError:
         return None
-    return uvloop.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
