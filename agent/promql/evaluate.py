@@ -49,6 +49,8 @@ from agent.promql.values import (
     drop_name,
 )
 
+__all__ = ["Source", "evaluate", "evaluate_range"]
+
 MAX_STEPS = 200_000
 """How often subqueries and ranges may evaluate in one call: ``x[10y:1ms]`` must not stop the agent."""
 

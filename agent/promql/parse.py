@@ -36,8 +36,12 @@ from agent.promql.nodes import (
     StringLiteral,
     Subquery,
     VectorSelector,
+    lookback,
+    selectors,
     unwrap,
 )
+
+__all__ = ["lookback", "parse", "selectors", "unparse"]
 
 MAX_BYTES = 4096
 MAX_LEVELS = 100
