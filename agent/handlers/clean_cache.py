@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from agent import specs
-from agent.handlers.port import Tools
 from agent.model import ItemResult, Outcome, Plan, PlanItem, Skipped
-from agent.ops.client import SurveyResult
+from agent.ops.client import OpsClient, SurveyResult
 from agent.ops.protocol import Item, RefusedError, Tally, quote
 
 MOST_ITEMS = 100_000
@@ -37,9 +36,9 @@ class CleanCache:
     harmless: ClassVar[bool] = False
     waits_for_idle_host: ClassVar[bool] = False  # whether a file is in use is asked for each file
 
-    def __init__(self, spec: specs.CleanCache, tools: Tools) -> None:
+    def __init__(self, spec: specs.CleanCache, ops: OpsClient) -> None:
         self._spec = spec
-        self._ops = tools.ops
+        self._ops = ops
 
     def resource(self) -> str:
         return f"path:{self._spec.path}"

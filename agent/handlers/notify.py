@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from agent import specs
-from agent.handlers.port import Tools
 from agent.model import ItemResult, Outcome, Plan, PlanItem
+from agent.notifiers import Notifier
 
 
 class Notify:
@@ -16,9 +16,9 @@ class Notify:
     harmless: ClassVar[bool] = True
     waits_for_idle_host: ClassVar[bool] = False
 
-    def __init__(self, spec: specs.Notify, tools: Tools) -> None:
+    def __init__(self, spec: specs.Notify, notifier: Notifier) -> None:
         self._spec = spec
-        self._tools = tools
+        self._notifier = notifier
 
     def resource(self) -> str:
         return "notify"
@@ -29,5 +29,5 @@ class Notify:
 
     async def apply(self, plan: Plan) -> Outcome:
         for item in plan.items:
-            await self._tools.notifier.notify(item.target)
+            await self._notifier.notify(item.target)
         return Outcome(tuple(ItemResult(item.target, "done") for item in plan.items))

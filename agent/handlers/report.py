@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
 from agent import specs
-from agent.handlers.port import Tools
 from agent.model import ItemResult, Outcome, Plan, PlanItem
 
 
@@ -16,9 +16,9 @@ class Report:
     harmless: ClassVar[bool] = True
     waits_for_idle_host: ClassVar[bool] = False
 
-    def __init__(self, spec: specs.Report, tools: Tools) -> None:
+    def __init__(self, spec: specs.Report, write_report: Callable[[str], Awaitable[str]]) -> None:
         self._period = spec.period
-        self._tools = tools
+        self._write_report = write_report
 
     def resource(self) -> str:
         return f"report:{self._period}"
@@ -27,5 +27,5 @@ class Report:
         return Plan("report", self.resource(), f"write the {self._period} report", (PlanItem("write", self._period),))
 
     async def apply(self, plan: Plan) -> Outcome:
-        written = [await self._tools.write_report(item.target) for item in plan.items]
+        written = [await self._write_report(item.target) for item in plan.items]
         return Outcome(tuple(ItemResult(item.target, "done") for item in plan.items), text="\n".join(written))
