@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from operator import mul
 from typing import Protocol
 
 from agent.model import Series
@@ -100,20 +101,23 @@ class NamedNumbers:
         self._count = -1
         self._names: list[bytes] = []
         self._places: list[int] = []
+        self._next: list[int] = []
         self._factors: list[int] = []
         self.series: tuple[Series, ...] = ()
 
     def parse(self, raw: bytes) -> list[float]:
         """The wanted numbers in base units, as ``series`` names them."""
         words = raw.split()
-        if len(words) != self._count or self._names != [words[place] for place in self._places]:
+        if len(words) != self._count or list(map(words.__getitem__, self._places)) != self._names:
             self._learn(words)
-        return [int(words[place + 1]) * factor for place, factor in zip(self._places, self._factors, strict=True)]
+        numbers = map(int, map(words.__getitem__, self._next))
+        return list(map(mul, numbers, self._factors))
 
     def _learn(self, words: Sequence[bytes]) -> None:
         wanted = self._wanted
         self._count = len(words)
         self._places = [place for place, word in enumerate(words[:-1]) if word in wanted]
+        self._next = [place + 1 for place in self._places]
         self._names = [words[place] for place in self._places]
         self._factors = [wanted[name][1] for name in self._names]
         self.series = tuple(wanted[name][0] for name in self._names)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from agent.collectors.filesystem import MOUNT_POINTS_LEFT_OUT
 from benchmarks.common import Goal, Result, connect, cpu_s, free_port, paced, pss_bytes, started, version_of
 
 WARM_UP_S = 3
@@ -73,7 +74,12 @@ def measure() -> Iterable[Result]:
 
 def _beside_peer(pid: int) -> tuple[float, int, float, int]:
     port = free_port()
-    flags = ["--log.level=error", "--collector.disable-defaults", *(f"--collector.{name}" for name in PEER_COLLECTORS)]
+    flags = [
+        "--log.level=error",
+        "--collector.disable-defaults",
+        *(f"--collector.{name}" for name in PEER_COLLECTORS),
+        f"--collector.filesystem.mount-points-exclude={MOUNT_POINTS_LEFT_OUT}",  # both measure the same mounts
+    ]
     with started([PEER, f"--web.listen-address=127.0.0.1:{port}", *flags]) as peer:
         connection = connect(port)
 

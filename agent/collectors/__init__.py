@@ -9,9 +9,9 @@ from typing import Protocol, runtime_checkable
 from agent.collectors.directories import DirectoriesCollector
 from agent.collectors.disk import DiskCollector
 from agent.collectors.filesystem import LocalFilesystems, RemoteFilesystems
-from agent.collectors.network import NetworkCollector, SocketsCollector
+from agent.collectors.network import LinksCollector, NetworkCollector
 from agent.collectors.self_ import Figures, SelfCollector
-from agent.collectors.system import PagingCollector, SystemCollector
+from agent.collectors.system import PressureCollector, SystemCollector
 from agent.config import Collect, CollectorConfig
 from agent.model import Reading
 
@@ -54,8 +54,8 @@ class Source:
 
 
 SLOW_INTERVAL_S = 10.0
-"""The least interval of what is dear to read and slow to change: paging, sockets, the agent's own figures, and file
-systems that are asked through a child."""
+"""The least interval of what is dear to read and judged by its rate over minutes: paging, pressure, links, the agent's
+own figures, and file systems that are asked through a child."""
 
 
 def build(config: Collect, figures: Iterable[Figures] = ()) -> list[Source]:
@@ -78,10 +78,10 @@ def build(config: Collect, figures: Iterable[Figures] = ()) -> list[Source]:
         if seldom is not None:
             sources.append(Source(seldom, max(interval_s, SLOW_INTERVAL_S), **how))
 
-    add(config.system, SystemCollector(), PagingCollector(), inline=True)
+    add(config.system, SystemCollector(), PressureCollector(), inline=True)
     add(config.filesystem, LocalFilesystems(), RemoteFilesystems())
     add(config.disk, DiskCollector())
-    add(config.network, NetworkCollector(), SocketsCollector(), inline=True)
+    add(config.network, NetworkCollector(), LinksCollector(), inline=True)
     if config.directories is not None and config.directories.paths:
         directories = DirectoriesCollector(config.directories.paths)
         interval_s = config.directories.interval or config.interval

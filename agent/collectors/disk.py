@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from operator import truediv
 
 from agent.model import Reading, Series
 from agent.procfs import Files
@@ -55,7 +56,7 @@ class DiskParser:
         words = raw.split()
         if words[_NAME :: self._width] != self._names:
             self._learn(words, raw)
-        return [int(words[place]) / divisor for place, divisor in zip(self._places, self._divisors, strict=True)]
+        return list(map(truediv, map(int, map(words.__getitem__, self._places)), self._divisors))
 
     def _learn(self, words: list[bytes], raw: bytes) -> None:
         lines = raw.count(b"\n")

@@ -22,7 +22,6 @@ class TrafficParser:
     def __init__(self) -> None:
         self._names: list[bytes] = []
         self._places: list[int] = []
-        self.devices: tuple[str, ...] = ()
         self.series: tuple[Series, ...] = ()
 
     def parse(self, raw: bytes) -> list[float]:
@@ -39,10 +38,9 @@ class TrafficParser:
         named = [(line * _WIDTH, os.fsdecode(name)) for line, name in enumerate(self._names)]
         wanted = [(place, device) for place, device in named if device not in LEFT_OUT]
         self._places = [place + way + column for place, _ in wanted for way, _ in _WAYS for column, _ in _COLUMNS]
-        self.devices = tuple(device for _, device in wanted)
         self.series = tuple(
             Series(f"node_network_{way}_{what}_total", (("device", device),))
-            for device in self.devices
+            for _, device in wanted
             for _, way in _WAYS
             for _, what in _COLUMNS
         )
@@ -133,43 +131,7 @@ class LinkParser:
 
 
 class NetworkCollector:
-    """Interfaces. Reads files of /proc and /sys that never block.
-
-    Parameters
-    ----------
-    proc, sys
-        Where /proc and /sys are mounted.
-    """
-
-    name = "network"
-
-    def __init__(self, proc: str = "/proc", sys: str = "/sys") -> None:
-        self._sys = sys
-        self._traffic = TrafficParser()
-        self._files = Files({f"{proc}/net/dev": self._traffic})
-        self._links = Files({})
-        self._devices: tuple[str, ...] = ()
-        self._of: tuple[tuple[Series, ...], tuple[Series, ...]] = ((), ())
-        self._series: tuple[Series, ...] = ()
-
-    async def collect(self, at: float) -> Reading:
-        values = self._files.read()
-        if self._traffic.devices != self._devices:
-            self._devices = self._traffic.devices
-            self._links = Files(dict(map(self._link, self._devices)))
-        values += self._links.read()
-        if self._of != (self._files.series, self._links.series):
-            self._of = (self._files.series, self._links.series)
-            self._series = (*self._files.series, *self._links.series)
-        return Reading(at, self._series, values)
-
-    def _link(self, device: str) -> tuple[str, LinkParser]:
-        folder = f"{self._sys}/class/net/{device}"
-        return f"{folder}/operstate", LinkParser(device, PinnedFile(f"{folder}/speed"))
-
-
-class SocketsCollector:
-    """TCP, its sockets and the firewall's table: the kernel adds them up over all processors at each reading.
+    """Traffic of each interface. Reads a file of /proc that never blocks.
 
     Parameters
     ----------
@@ -177,17 +139,58 @@ class SocketsCollector:
         Where /proc is mounted.
     """
 
-    name = "network:sockets"
+    name = "network"
 
     def __init__(self, proc: str = "/proc") -> None:
-        parsers: dict[str, Parser] = {
-            "net/snmp": TcpParser(),
-            "net/sockstat": SocketsParser(),
-            "sys/net/netfilter/nf_conntrack_count": NumberParser(Series("node_nf_conntrack_entries")),
-            "sys/net/netfilter/nf_conntrack_max": NumberParser(Series("node_nf_conntrack_entries_limit")),
-        }
-        self._files = Files({f"{proc}/{name}": parser for name, parser in parsers.items()})
+        self._files = Files({f"{proc}/net/dev": TrafficParser()})
 
     async def collect(self, at: float) -> Reading:
         values = self._files.read()
         return Reading(at, self._files.series, values)
+
+
+class LinksCollector:
+    """State of each interface, TCP, its sockets and the firewall's table.
+
+    That is a file for each interface and some that the kernel adds up over all processors: they are read less often.
+
+    Parameters
+    ----------
+    proc, sys
+        Where /proc and /sys are mounted.
+    """
+
+    name = "network:links"
+
+    def __init__(self, proc: str = "/proc", sys: str = "/sys") -> None:
+        self._folder = f"{sys}/class/net"
+        self._proc = proc
+        self._devices: list[str] | None = None
+        self._files = Files({})
+
+    async def collect(self, at: float) -> Reading:
+        devices = self._present()
+        if devices != self._devices:
+            self._devices = devices
+            self._files = Files(self._parsers(devices))
+        values = self._files.read()
+        return Reading(at, self._files.series, values)
+
+    def _present(self) -> list[str]:
+        try:
+            return sorted(set(os.listdir(self._folder)) - LEFT_OUT)
+        except FileNotFoundError:
+            return []
+
+    def _parsers(self, devices: list[str]) -> dict[str, Parser]:
+        entries, limit = Series("node_nf_conntrack_entries"), Series("node_nf_conntrack_entries_limit")
+        parsers: dict[str, Parser] = {
+            f"{self._proc}/net/snmp": TcpParser(),
+            f"{self._proc}/net/sockstat": SocketsParser(),
+            f"{self._proc}/sys/net/netfilter/nf_conntrack_count": NumberParser(entries),
+            f"{self._proc}/sys/net/netfilter/nf_conntrack_max": NumberParser(limit),
+        }
+        for device in devices:
+            speed = PinnedFile(f"{self._folder}/{device}/speed")
+            parsers[f"{self._folder}/{device}/operstate"] = LinkParser(device, speed)
+        return parsers

@@ -140,7 +140,7 @@ def paging_parser() -> NamedNumbers:
 
 
 class SystemCollector:
-    """Processors, load, memory and pressure. Reads files of /proc that never block.
+    """Processors, load and memory. Reads files of /proc that never block.
 
     Parameters
     ----------
@@ -155,7 +155,6 @@ class SystemCollector:
             "stat": StatParser(),
             "loadavg": LoadParser(),
             "meminfo": memory_parser(),
-            **{f"pressure/{resource}": PressureParser(resource) for resource in ("cpu", "memory", "io")},
         }
         self._files = Files({f"{proc}/{name}": parser for name, parser in parsers.items()})
         self._of: tuple[Series, ...] = ()
@@ -170,9 +169,11 @@ class SystemCollector:
         return Reading(at, self._series, values)
 
 
-class PagingCollector:
-    """Paging and open files: /proc/vmstat alone costs as much as /proc/stat and /proc/meminfo, and nobody looks at it
-    every second.
+class PressureCollector:
+    """Paging, pressure and open files.
+
+    They cost as much as all of :class:`SystemCollector`, and what is judged of them are rates over minutes: they are
+    read less often.
 
     Parameters
     ----------
@@ -180,10 +181,15 @@ class PagingCollector:
         Where /proc is mounted.
     """
 
-    name = "system:paging"
+    name = "system:pressure"
 
     def __init__(self, proc: str = "/proc") -> None:
-        self._files = Files({f"{proc}/vmstat": paging_parser(), f"{proc}/sys/fs/file-nr": OpenFilesParser()})
+        parsers: dict[str, Parser] = {
+            "vmstat": paging_parser(),
+            "sys/fs/file-nr": OpenFilesParser(),
+            **{f"pressure/{resource}": PressureParser(resource) for resource in ("cpu", "memory", "io")},
+        }
+        self._files = Files({f"{proc}/{name}": parser for name, parser in parsers.items()})
 
     async def collect(self, at: float) -> Reading:
         values = self._files.read()

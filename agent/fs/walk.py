@@ -19,6 +19,9 @@ NICENESS = 10
 BLOCK_BYTES = 512
 """The unit of ``st_blocks``, whatever the block size of the file system."""
 
+_KIND = 0o170000
+"""The bits of a mode that say what a file is: compared with, since a call for each file is a tenth of its price."""
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -40,26 +43,28 @@ class Tally:
     def bytes(self) -> int:
         return self.blocks * BLOCK_BYTES
 
-    def list(self, directory: int) -> list[str]:
-        """Count what lies directly in an open directory; returns the names of the directories in it."""
+    def list(self, directory: int, device: int) -> list[str]:
+        """Count what lies directly in an open directory; returns the names of the directories in it, of its device."""
         below: list[str] = []
-        regular, linked = stat.S_ISREG, self._linked
+        linked, folder, regular = self._linked, stat.S_IFDIR, stat.S_IFREG
         blocks, files, oldest, newest = self.blocks, self.files, self.oldest, self.newest
         with os.scandir(directory) as entries:
             for entry in entries:
                 try:
-                    if entry.is_dir(follow_symlinks=False):
-                        below.append(entry.name)
-                        continue
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
+                    continue
+                kind = status.st_mode & _KIND
+                if kind == folder:
+                    if status.st_dev == device:
+                        below.append(entry.name)
                     continue
                 if status.st_nlink > 1:
                     if status.st_ino in linked:
                         continue
                     linked.add(status.st_ino)
                 blocks += status.st_blocks
-                if regular(status.st_mode):
+                if kind == regular:
                     files += 1
                     modified = status.st_mtime
                     if modified < oldest:
@@ -92,7 +97,8 @@ def measure(path: str, budget_s: float = 60.0) -> Tally:
     root = os.open(path, _DIRECTORY)
     above: list[tuple[int, list[str]]] = []
     try:
-        device = _enter(root, tally, above)
+        device = os.fstat(root).st_dev
+        _enter(root, device, tally, above)
         while above:
             directory, names = above[-1]
             if not names:
@@ -101,30 +107,24 @@ def measure(path: str, budget_s: float = 60.0) -> Tally:
                 continue
             if time.process_time() > until:
                 raise OverBudgetError(f"over its budget of {budget_s:g} s")
-            _step(directory, names.pop(), device, tally, above)
+            try:
+                below = os.open(names.pop(), _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # gone, or replaced by something else, since the directory was listed
+            _enter(below, device, tally, above)
     finally:
         for directory, _ in above:
             os.close(directory)
     return tally
 
 
-def _enter(directory: int, tally: Tally, above: list[tuple[int, list[str]]]) -> int:
+def _enter(directory: int, device: int, tally: Tally, above: list[tuple[int, list[str]]]) -> None:
+    names: list[str] = []
+    above.append((directory, names))
     status = os.fstat(directory)
-    above.append((directory, []))
-    tally.blocks += status.st_blocks
-    above[-1][1].extend(tally.list(directory))
-    return status.st_dev
-
-
-def _step(directory: int, name: str, device: int, tally: Tally, above: list[tuple[int, list[str]]]) -> None:
-    try:
-        below = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return  # gone, or replaced by something else, since the directory was listed
-    if os.fstat(below).st_dev != device:
-        os.close(below)
-        return
-    _enter(below, tally, above)
+    if status.st_dev == device:  # else something was mounted over it since it was listed
+        tally.blocks += status.st_blocks
+        names += tally.list(directory, device)
 
 
 def report(path: str) -> str:

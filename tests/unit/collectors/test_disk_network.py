@@ -10,8 +10,8 @@ import pytest
 from agent.collectors.disk import COLUMNS, DiskCollector, DiskParser
 from agent.collectors.network import (
     LinkParser,
+    LinksCollector,
     NetworkCollector,
-    SocketsCollector,
     SocketsParser,
     TcpParser,
     TrafficParser,
@@ -115,25 +115,38 @@ def sys_folder(root: Path, states: dict[str, str]) -> str:
     return str(root)
 
 
-def test_the_collector_follows_interfaces_that_come_and_go(tmp_path: Path) -> None:
-    proc = tmp_path / "proc"
-    (proc / "net").mkdir(parents=True)
+def test_traffic_follows_interfaces_that_come_and_go(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
     text = (VM / "net" / "dev").read_text()
-    (proc / "net" / "dev").write_text(text)
-    sys = sys_folder(tmp_path / "sys", {"eth0": "up", "ifb0": "down", "ifb1": "down"})
-    collector = NetworkCollector(str(proc), sys)
+    (tmp_path / "net" / "dev").write_text(text)
+    collector = NetworkCollector(str(tmp_path))
     before = asyncio.run(collector.collect(1.0))
     assert asyncio.run(collector.collect(2.0)).series is before.series
-    assert len(before.series) == len(before.values) == 3 * 9
-    (proc / "net" / "dev").write_text("".join(line for line in text.splitlines(keepends=True) if "ifb1" not in line))
+    assert len(before.series) == len(before.values) == 3 * 8
+    (tmp_path / "net" / "dev").write_text("".join(line for line in text.splitlines(True) if "ifb1" not in line))
     after = asyncio.run(collector.collect(3.0))
     assert {dict(series.labels)["device"] for series in after.series} == {"eth0", "ifb0"}
-    assert len(after.series) == len(after.values) == 2 * 9
+    assert len(after.series) == len(after.values) == 2 * 8
 
 
-def test_the_captured_host() -> None:
-    reading = asyncio.run(SocketsCollector(str(VM)).collect(1.0))
-    assert len(reading.series) == len(reading.values) == len(set(reading.series))
+def test_links_follow_interfaces_that_come_and_go(tmp_path: Path) -> None:
+    sys = sys_folder(tmp_path, {"eth0": "up", "eth1": "down", "lo": "unknown"})
+    collector = LinksCollector(str(tmp_path / "no_proc"), sys)
+    before = asyncio.run(collector.collect(1.0))
+    assert [
+        (dict(series.labels)["device"], value) for series, value in zip(before.series, before.values, strict=True)
+    ] == [
+        ("eth0", 1),
+        ("eth1", 0),
+    ]
+    sys_folder(tmp_path, {"eth2": "up"})
+    after = asyncio.run(collector.collect(2.0))
+    assert [dict(series.labels)["device"] for series in after.series] == ["eth0", "eth1", "eth2"]
+
+
+def test_the_captured_host(tmp_path: Path) -> None:
+    reading = asyncio.run(LinksCollector(str(VM), str(tmp_path)).collect(1.0))
+    assert len(reading.series) == len(reading.values) == len(set(reading.series)) == 8 + 6 + 2
     assert Series("node_nf_conntrack_entries_limit") in reading.series
     disks = asyncio.run(DiskCollector(str(VM)).collect(1.0))
     assert {dict(series.labels)["device"] for series in disks.series} == {"vda", "zram0"}

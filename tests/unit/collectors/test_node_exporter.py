@@ -11,8 +11,8 @@ import pytest
 from agent.collectors import Collector
 from agent.collectors.disk import LEFT_OUT, DiskCollector
 from agent.collectors.filesystem import KINDS_LEFT_OUT, MOUNT_POINTS_LEFT_OUT, LocalFilesystems
-from agent.collectors.network import NetworkCollector, SocketsCollector
-from agent.collectors.system import PagingCollector, SystemCollector
+from agent.collectors.network import LinksCollector, NetworkCollector
+from agent.collectors.system import PressureCollector, SystemCollector
 from agent.metrics import METRICS
 from agent.model import Reading, Series
 from tests.support import node_exporter
@@ -45,11 +45,11 @@ def ours() -> dict[Series, float]:
     async def read() -> Sequence[Reading]:
         collectors: tuple[Collector, ...] = (
             SystemCollector(),
-            PagingCollector(),
+            PressureCollector(),
             LocalFilesystems(),
             DiskCollector(),
             NetworkCollector(),
-            SocketsCollector(),
+            LinksCollector(),
         )
         return [await collector.collect(0.0) for collector in collectors]
 
