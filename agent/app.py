@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 OPS_SOCKET = "/run/upkeep/ops.sock"
 MAINTAIN_EVERY_S = 60.0
 REPORT_DEADLINE_S = 300.0
-STOP_S = 2.0
+LOGS_SOUGHT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,10 +275,16 @@ class Agent:
             return
         parts = self.parts
 
+        sought = asyncio.Event()
+        made_progress = self._supervisor.progress("logs", patience_s=120.0)
+
+        def progress() -> None:
+            made_progress()
+            sought.set()
+
         async def watch() -> None:
             # Made anew after a crash: what was not committed is read again from the stored offsets.
             stored = await parts.store.metrics.offsets()
-            progress = self._supervisor.progress("logs", patience_s=120.0)
             await LogWatch(
                 globs,
                 compile_patterns(rules.patterns),
@@ -290,6 +296,10 @@ class Agent:
             ).run()
 
         self._logwatch = self._keep("logs", watch)
+        # Files that are there now are old, those that come later are new: not ready before that line is drawn. A hung
+        # mount may hold the search up, and must not hold up the agent.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(sought.wait(), LOGS_SOUGHT_S)
 
     # -- while running --
 
