@@ -58,16 +58,27 @@ class Needs:
         The expression itself, bytes for bytes; None where it cannot be written so.
     literal
         Alternatives of which every match holds one; None where the best is shorter than three bytes.
+    prefix
+        The first three bytes of those: often faster to find, and as often in every line.
     """
 
     whole: bytes | None = None
     literal: bytes | None = None
+    prefix: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Literal:
-    alternatives: tuple[bytes, ...]
-    shortest: int
+    """Alternatives, each as its bytes (or, where case is ignored, classes of two)."""
+
+    alternatives: tuple[tuple[bytes, ...], ...]
+
+    @property
+    def shortest(self) -> int:
+        return min(map(len, self.alternatives))
+
+    def written(self, length: int | None = None) -> bytes:
+        return b"|".join(dict.fromkeys(b"".join(each[:length]) for each in self.alternatives))
 
     @property
     def worth(self) -> tuple[int, int]:
@@ -92,7 +103,11 @@ def analyse(regex: str) -> Needs:
         return Needs()
     writer = _Writer(wide=not regex.isascii())
     ignore_case = bool(tree.state.flags & sre.SRE_FLAG_IGNORECASE)
-    return Needs(writer.whole(tree, ignore_case), writer.literal(tree, ignore_case))
+    literal = writer.literal(tree, ignore_case)
+    whole = writer.whole(tree, ignore_case)
+    if literal is None:
+        return Needs(whole)
+    return Needs(whole, literal.written(), literal.written(SHORTEST_LITERAL))
 
 
 class _Writer:
@@ -109,14 +124,14 @@ class _Writer:
         except (_UnknownError, RecursionError):
             return None
 
-    def literal(self, tree: Iterable[Any], ignore_case: bool) -> bytes | None:
+    def literal(self, tree: Iterable[Any], ignore_case: bool) -> _Literal | None:
         try:
             best = self._required(tree, ignore_case)
         except (_UnknownError, RecursionError):
             return None
         if best is None or best.shortest < SHORTEST_LITERAL:
             return None
-        return b"|".join(best.alternatives)
+        return best
 
     def _sequence(self, tree: Iterable[Any], ignore_case: bool) -> bytes:
         return b"".join(self._node(op, value, ignore_case) for op, value in tree)
@@ -158,7 +173,7 @@ class _Writer:
                 run.append(self._character(value, folds))
                 continue
             if run:
-                found.append(_Literal((b"".join(run),), len(run)))
+                found.append(_Literal((tuple(run),)))
                 run = []
             inner = self._inside(op, value, folds)
             if inner is not None:
@@ -175,7 +190,7 @@ class _Writer:
         alternatives = tuple(one for literal in whole for one in literal.alternatives)
         if len(whole) < len(each) or len(alternatives) > MOST_ALTERNATIVES:
             return None
-        return _Literal(alternatives, min(literal.shortest for literal in whole))
+        return _Literal(alternatives)
 
 
 def _flat(tree: Iterable[Any], ignore_case: bool) -> Iterator[tuple[Any, Any, bool]]:

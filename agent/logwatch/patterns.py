@@ -1,6 +1,6 @@
 """Log patterns and the matcher that finds them, in time linear in the text whatever the pattern and whatever the line.
 
-Hyperscan finds candidates (required literals first; the whole expression where a literal turns out to be hot), RE2
+Hyperscan finds candidates (by required literals, or by whole expressions where those turn out to be cheaper), RE2
 confirms each on its line and reads the named groups. Where Hyperscan has no wheel RE2 finds them too, slower and with
 the same results. Python's ``re`` is never used on log text: it is quadratic on ``ERROR.*evaluation failed``.
 """
@@ -8,7 +8,8 @@ the same results. Python's ``re`` is never used on log text: it is quadratic on 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,10 +34,11 @@ GROUPS_WITHIN_BYTES = 4096
 LONGEST_LABEL = 128
 RESERVED_GROUPS = frozenset({"pattern", "file", "line", "severity", "truncated", "__name__"})
 
-_HOT_AFTER = 4096
-"""Candidates of one pattern after which its literal is judged."""
-_HOT_BELOW = 0.1
-"""A literal whose candidates are confirmed less often than this costs more than the whole expression."""
+_FIRST_WEIGHING_BYTES = 32 << 20
+"""An ordinary log in a day; whoever floods us pays for the better choice."""
+_WEIGHED_BYTES = 64 * 1024
+_CONFIRM_S = 1e-6
+"""What RE2 takes for one candidate line."""
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _UNSEEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
@@ -153,7 +155,6 @@ class Matcher:
             confirmer = self._confirmers[number]
             span = confirmer.confirm(line)
             if span is not None:
-                self._finder.confirmed(number)
                 yield Match(confirmer.pattern, line_start, line_end, confirmer.groups(line, span))
 
 
@@ -207,49 +208,64 @@ class _Finder(Protocol):
     def candidates(self, buffer: bytes | bytearray, start: int, stop: int) -> Iterable[tuple[int, int]]:
         """(an offset inside the line, the pattern's number): at least every line that a pattern matches."""
 
-    def confirmed(self, number: int) -> None:
-        """Told of each candidate that was one."""
-
 
 class _HyperscanFinder:
-    """Finds literals; gives a pattern whose literal is hot its whole expression instead."""
+    """Finds required literals, their beginnings or whole expressions, whichever is measured to be cheapest here.
+
+    It depends on the text (a literal in every line makes a callback for each) and on what Hyperscan makes of the set:
+    a few literals more or less can halve or double its speed.
+    """
 
     def __init__(self, needs: Sequence[Needs]) -> None:
         self._needs = needs
-        self._expressions: dict[int, bytes] = {}
-        self._untold: list[int] = []
-        for number, need in enumerate(needs):
-            expression = need.literal or _supported(need.whole)
-            if expression is None:
-                self._untold.append(number)
-            else:
-                self._expressions[number] = expression
-        self._seen = [0] * len(needs)
-        self._true = [0] * len(needs)
-        self._unjudged = 0
-        self._compile()
-
-    def _compile(self) -> None:
+        expressions = {number: need.literal or _supported(need.whole) for number, need in enumerate(needs)}
+        self._expressions = {number: each for number, each in expressions.items() if each is not None}
+        self._untold = [number for number, each in expressions.items() if each is None]
         self._bulk = _database(self._expressions, 0)
-        self._once = _database(self._expressions, hyperscan.HS_FLAG_SINGLEMATCH)
-
-    def confirmed(self, number: int) -> None:
-        self._true[number] += 1
+        self._once: Any = None
+        self._scanned_bytes, self._weigh_at_bytes = 0, _FIRST_WEIGHING_BYTES
 
     def candidates(self, buffer: bytes | bytearray, start: int, stop: int) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
-        if self._bulk is not None and not self._scan(buffer, start, stop, found):
-            found = self._line_by_line(buffer, start, stop)
-        for _, number in found:
-            self._seen[number] += 1
-        self._unjudged += len(found)
-        if self._unjudged >= _HOT_AFTER:
-            self._judge()
+        if self._bulk is not None:
+            self._scanned_bytes += stop - start
+            if self._scanned_bytes >= self._weigh_at_bytes and stop - start >= _WEIGHED_BYTES:
+                self._weigh(buffer, start, stop)
+            if not self._scan(self._bulk, buffer, start, stop, found):
+                found = self._line_by_line(buffer, start, stop)
         if self._untold:
             found.extend((at, number) for at, _ in _lines(buffer, start, stop) for number in self._untold)
         return found
 
-    def _scan(self, buffer: bytes | bytearray, start: int, stop: int, found: list[tuple[int, int]]) -> bool:
+    def _weigh(self, buffer: bytes | bytearray, start: int, stop: int) -> None:
+        """Compare what could be looked for on this slice, and again when eight times as much has been read."""
+        self._weigh_at_bytes *= 8
+        choices = [
+            self._choose(lambda need: need.literal),
+            self._choose(lambda need: need.prefix),
+            self._choose(lambda need: need.whole),
+        ]
+        try:
+            databases = [_database(expressions, 0) for expressions in choices]
+        except hyperscan.error:  # a whole expression is too much for Hyperscan: literals it is
+            return
+        costs = [min(self._cost(database, buffer, start, stop) for _ in range(3)) for database in databases]
+        cheaper = costs.index(min(costs))
+        if choices[cheaper] != self._expressions:
+            self._expressions, self._bulk, self._once = choices[cheaper], databases[cheaper], None
+
+    def _choose(self, preferred: Callable[[Needs], bytes | None]) -> dict[int, bytes]:
+        return {number: preferred(self._needs[number]) or each for number, each in self._expressions.items()}
+
+    def _cost(self, database: Any, buffer: bytes | bytearray, start: int, stop: int) -> float:
+        found: list[tuple[int, int]] = []
+        began = time.thread_time()
+        if not self._scan(database, buffer, start, stop, found):
+            return float("inf")
+        return time.thread_time() - began + _CONFIRM_S * len(found)
+
+    @staticmethod
+    def _scan(database: Any, buffer: bytes | bytearray, start: int, stop: int, found: list[tuple[int, int]]) -> bool:
         """Scan at once. False: hits so dense that their callbacks would cost more than going line by line."""
         most = 256 + (stop - start) // 64
         before = start - 1  # a hit's end is one past its last byte
@@ -259,7 +275,7 @@ class _HyperscanFinder:
             return True if len(found) > most else None
 
         try:
-            self._bulk.scan(memoryview(buffer)[start:stop], hit)
+            database.scan(memoryview(buffer)[start:stop], hit)
         except hyperscan.ScanTerminated:
             return False
         return True
@@ -267,6 +283,8 @@ class _HyperscanFinder:
     def _line_by_line(self, buffer: bytes | bytearray, start: int, stop: int) -> list[tuple[int, int]]:
         """At most one hit for each pattern and line, so a line made of literals costs no more than any other."""
         found: list[tuple[int, int]] = []
+        if self._once is None:
+            self._once = _database(self._expressions, hyperscan.HS_FLAG_SINGLEMATCH)
         view = memoryview(buffer)
         at = start
 
@@ -276,21 +294,6 @@ class _HyperscanFinder:
         for at, end in _lines(buffer, start, stop):
             self._once.scan(view[at:end], hit)
         return found
-
-    def _judge(self) -> None:
-        changed, self._unjudged = False, 0
-        for number, seen in enumerate(self._seen):
-            if seen < _HOT_AFTER // 2:
-                continue
-            whole = self._needs[number].whole
-            if self._true[number] < _HOT_BELOW * seen and self._expressions[number] != whole:
-                expression = _supported(whole)
-                if expression is not None:
-                    self._expressions[number] = expression
-                    changed = True
-            self._seen[number] = self._true[number] = 0
-        if changed:
-            self._compile()
 
 
 class _Re2Finder:
@@ -307,9 +310,6 @@ class _Re2Finder:
             self._any, wholes = None, {}
         self._joined = tuple(wholes)
         self._untold = [number for number in range(len(needs)) if number not in wholes]
-
-    def confirmed(self, number: int) -> None:
-        pass
 
     def candidates(self, buffer: bytes | bytearray, start: int, stop: int) -> Iterator[tuple[int, int]]:
         if self._untold:
