@@ -183,7 +183,7 @@ def time_ticks(start: float, end: float, zone: tzinfo) -> list[tuple[float, str]
         step = next((step for step in _CLOCK_STEPS_S if span / step <= _MOST_TICKS), _CLOCK_STEPS_S[-1])
         form = "%H:%M" if step >= 60 else "%H:%M:%S"
         return [(at, local(at, zone).strftime(form)) for at in _clock_instants(start, end, step, zone)]
-    every = math.ceil(span / 86400 / _MOST_TICKS)
+    every = math.ceil(round(span / 86400) / _MOST_TICKS)  # a week may be an hour longer than seven days
     week = span <= 10 * 86400
     day = local(start, zone).date()
     found = []

@@ -125,8 +125,11 @@ async def sample(world: World, shape: Shape) -> None:
     series = tuple(_series(shape.extra_series))
     rng = random.Random(7)
     idle = [1e5] * CPUS
-    previous, folded = shape.start - shape.step_s, shape.start
+    previous = folded = shape.start
     for at in shape.instants():
+        if at - folded >= 10 * MINUTE_S:
+            await world.store.maintain(previous + 80.0)
+            folded = at
         passed, previous = min(at - previous, 60.0), at
         busy = 0.12 + 0.5 * max(0.0, math.sin((at % DAY_S) / DAY_S * math.tau - 1.8)) + 0.06 * rng.random()
         spike = any(abs(at - instant) < shape.step_s for instant in shape.spikes)
@@ -135,9 +138,6 @@ async def sample(world: World, shape: Shape) -> None:
         values = _values(at, shape, busy, idle, rng)
         world.clock.step_wall(at - world.clock.wall())
         await world.store.metrics.append([Reading(at, series, values)])
-        if at - folded >= 10 * MINUTE_S:
-            await world.store.maintain(at)
-            folded = at
     world.clock.step_wall(shape.end + 20.0 - world.clock.wall())
     await world.store.maintain(shape.end + 20.0)
 
