@@ -151,7 +151,7 @@ def first_sample(read: Reader) -> float | None:
     same hour is believed.
     """
     _, [(hour, minute, tick)] = read.sql(
-        "SELECT (SELECT min(id) FROM hour), (SELECT min(id) FROM minute), (SELECT min(id) FROM tick) / 1000000.0"
+        "SELECT (SELECT min(id) FROM hour), (SELECT min(id) FROM minute), (SELECT min(id) FROM tick) / 1000 / 1000.0"
     )
     first = hour
     for finer, width in ((minute, HOURS.step_s), (tick, MINUTES.step_s)):

@@ -33,9 +33,9 @@ class AlertRecord:
     missing: bool
 
     @property
-    def rank(self) -> tuple[int, float]:
+    def rank(self) -> tuple[int, float, str, int]:
         """Worst first, then longest."""
-        return _RANK[self.severity], self.fired_at or self.active_since
+        return _RANK[self.severity], self.fired_at or self.active_since, self.rule, self.id
 
     @property
     def told_labels(self) -> tuple[tuple[str, str], ...]:

@@ -23,7 +23,7 @@ _LEFT_ALONE = """
 SELECT reason, count(*), coalesce(sum(bytes), 0), min(target) FROM (
     SELECT target, bytes, CASE part WHEN 'skipped' THEN change ELSE result END AS reason
     FROM action_items WHERE action_id = ? AND (part = 'skipped' OR coalesce(result, 'done') <> 'done')
-) GROUP BY reason ORDER BY count(*) DESC
+) GROUP BY reason ORDER BY count(*) DESC, reason
 """
 _REMOVED = "SELECT count(*) FROM action_items WHERE action_id = ? AND result = 'done'"
 
