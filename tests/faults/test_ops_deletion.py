@@ -28,7 +28,8 @@ KEPT_FILES = int(os.environ.get("UPKEEP_KEPT_FILES", "2000"))
 ROOT = Path(__file__).parents[2]
 
 SWAPPER = """
-import os, subprocess, sys, time
+import os, signal, subprocess, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # subprocess.run then ends its mount(8) too
 cache, victim, how, seed = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 def tried(act, *arguments, **more):
     try:
@@ -71,7 +72,8 @@ def swappers(cache: Path, victim: Path, how: str) -> Iterator[None]:
         yield
     finally:
         for process in processes:
-            process.send_signal(signal.SIGKILL)
+            process.terminate()
+        for process in processes:
             process.wait()
         for folder in cache.glob("d*"):
             while how == "bind" and subprocess.run(["umount", folder], stderr=subprocess.DEVNULL).returncode == 0:
