@@ -18,7 +18,7 @@ from agent.alerting import OnMissing
 from agent.clock import Clock
 from agent.config import RemediationConfig
 from agent.engine import Engine, rung
-from agent.errors import ExpressionError, OpsError, StoreError, UpkeepError
+from agent.errors import ExpressionError, StoreError, UpkeepError
 from agent.guards import Situation
 from agent.handlers import Handler, Tools, make
 from agent.model import Action, ActionStatus, AlertState, Event, Mode, Outcome, Plan, Severity, Verdict
@@ -89,7 +89,8 @@ class Dispatch:
         self._progress = progress
         self._wake = asyncio.Event()
         self._locked: set[str] = set()
-        self._verifying: set[asyncio.Task[None]] = set()
+        self.verifying: set[asyncio.Task[None]] = set()
+        """Verifications under way; each ends by itself."""
 
     def wake(self) -> None:
         """Something was asked for."""
@@ -113,24 +114,24 @@ class Dispatch:
                     await asyncio.wait_for(self._wake.wait(), timeout=RETRY_S if waiting else 30.0)
                 self._wake.clear()
         finally:
-            for task in self._verifying:
+            for task in self.verifying:
                 task.cancel()
-            await asyncio.gather(*self._verifying, return_exceptions=True)
+            await asyncio.gather(*self.verifying, return_exceptions=True)
 
     async def once(self) -> None:
         """Carry out what is open and wait until it is verified, for ``upkeep run --once``."""
         await self.recover()
         await self.round()
-        while self._verifying:
-            await asyncio.wait(self._verifying)
+        while self.verifying:
+            await asyncio.wait(self.verifying)
             await self.round()
 
     async def carry_out(self, action: Action) -> Action:
         """Carry out one action that a person asked for and wait for its end; it must be in the ledger already."""
         await self._advance(action)
         current = await self._ledger.action(action.id)
-        while current is not None and current.status is ActionStatus.VERIFYING and self._verifying:
-            await asyncio.wait(self._verifying)
+        while current is not None and current.status is ActionStatus.VERIFYING and self.verifying:
+            await asyncio.wait(self.verifying)
             current = await self._ledger.action(action.id)
         return current or action
 
@@ -162,7 +163,7 @@ class Dispatch:
             return True
         try:
             plan = await handler.plan(self._clock.wall())
-        except OpsError as error:
+        except UpkeepError as error:
             await self._failed_to_plan(action, error)
             return False
         plan = _cut(plan, self._brakes.limits)
@@ -199,8 +200,12 @@ class Dispatch:
                 return await handler.apply(plan)
         except TimeoutError:
             return Outcome(error=f"did not end within {APPLY_DEADLINE_S:.0f} s and was abandoned")
-        except OpsError as error:
+        except UpkeepError as error:
             return Outcome(error=str(error))
+        except Exception as error:
+            # A handler's own fault is this action's failure, never the end of all acting.
+            log.exception("handler_crashed resource=%s", plan.resource)
+            return Outcome(error=repr(error))
 
     async def _wait(self, action: Action, reason: str) -> None:
         """Leave an action open, and say why once, not each time it is asked again."""
@@ -211,7 +216,7 @@ class Dispatch:
         plan = action.plan
         if asks and plan is None:
             handler = make(action.handler, action.params, self._tools)
-            with contextlib.suppress(OpsError):
+            with contextlib.suppress(UpkeepError):
                 plan = await handler.plan(self._clock.wall())
         log.info("action_waits id=%d handler=%s reason=%s", action.id, action.handler, reason)
         await self._ledger.save_action(dataclasses.replace(action, status=status, reason=reason, plan=plan))
@@ -226,7 +231,7 @@ class Dispatch:
             await self._close(action, ActionStatus.REFUSED, reason)
         await self._next_rung(action)
 
-    async def _failed_to_plan(self, action: Action, error: OpsError) -> None:
+    async def _failed_to_plan(self, action: Action, error: UpkeepError) -> None:
         await self._close(action, ActionStatus.DONE, "plan_failed", verdict=Verdict.FAILED, error=str(error))
         await self._next_rung(action)
 
@@ -256,8 +261,8 @@ class Dispatch:
     def _start_verifying(self, action: Action) -> None:
         self._locked.add(action.resource)
         task = asyncio.create_task(self._verify(action))
-        self._verifying.add(task)
-        task.add_done_callback(self._verifying.discard)
+        self.verifying.add(task)
+        task.add_done_callback(self.verifying.discard)
 
     async def _verify(self, action: Action) -> None:
         try:
