@@ -29,6 +29,10 @@ class Resolution:
     per_second: int
     step_s: float
 
+    def instant(self, number: int) -> float:
+        """The instant that an ``id`` names; the last three digits of a sample's tell rows of one millisecond apart."""
+        return number // 1000 / 1000 if self.per_second > 1 else float(number)
+
 
 RAW = Resolution("tick", 1_000_000, 0.0)
 MINUTES = Resolution("minute", 1, 60.0)
@@ -213,7 +217,7 @@ def _rows(
         for number, layout, *picked in rows:
             after = number
             yield (
-                number / chosen.per_second,
+                chosen.instant(number),
                 layout,
                 [entry for part in picked if part for entry in json.loads(part)[:-1]],
             )
