@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 
 
@@ -68,17 +68,16 @@ def parse_float(text: str) -> float:
         return math.nan
 
 
-def total(values: Iterable[float]) -> float:
+def total(values: Sequence[float]) -> float:
     """The sum, rounded once.
 
     Prometheus adds with Neumaier's compensation; an exactly rounded sum agrees to the last digit wherever that one is
     right, at the speed of C.
     """
-    numbers = values if isinstance(values, list) else list(values)
     try:
-        return math.fsum(numbers)
+        return math.fsum(values)
     except (OverflowError, ValueError):  # the first: out of range; the second: +Inf and -Inf
-        return sum(numbers)
+        return sum(values)
 
 
 def mean(values: Sequence[float]) -> float:
@@ -86,7 +85,7 @@ def mean(values: Sequence[float]) -> float:
     try:
         return math.fsum(values) / len(values)
     except (OverflowError, ValueError):
-        return total(value / len(values) for value in values)
+        return total([value / len(values) for value in values])
 
 
 def largest(values: Sequence[float]) -> float:

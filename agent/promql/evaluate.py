@@ -154,7 +154,7 @@ class _Frame:
         if found is None:
             start_ms = self.moved(selector, self.first_ms) - reach_ms
             end_ms = self.moved(selector, self.last_ms)
-            found = list(self.query.source.select(selector.matchers, start_ms / 1000, end_ms / 1000))
+            found = list(self.query.source.select(selector.matchers, _before(start_ms), _after(end_ms)))
             self.selected[id(selector), reach_ms] = found
         return found
 

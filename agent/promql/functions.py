@@ -142,7 +142,8 @@ def _line(window: Window, origin_ms: int) -> tuple[float, float]:
     base = origin_ms + _TO_WHOLE
     seconds = [(time * 1000.0 + _TO_WHOLE - base) / 1000.0 for time in window.times]
     count, sum_x, sum_y = len(values), total(seconds), total(values)
-    sum_xy, sum_xx = total(map(operator.mul, seconds, values)), total(map(operator.mul, seconds, seconds))
+    sum_xy = total(list(map(operator.mul, seconds, values)))
+    sum_xx = total(list(map(operator.mul, seconds, seconds)))
     slope = (sum_xy - sum_x * sum_y / count) / (sum_xx - sum_x * sum_x / count)
     return slope, sum_y / count - slope * sum_x / count
 
