@@ -332,6 +332,8 @@ def _connect(path: Path, schema: Schema) -> sqlite3.Connection:
         "secure_delete = OFF",  # Debian builds it on: it would write every pruned page once more
     ):
         connection.execute(f"PRAGMA {pragma}")
+    # A first commit makes the log: without one, a reader who may not write could not open what a killed agent leaves.
+    connection.execute(f"PRAGMA user_version = {VERSION}")
     return connection
 
 

@@ -8,8 +8,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from agent.model import Labels, Series
-from agent.promql.nodes import NAME, Matcher, MatchOp
+from agent.model import Labels, Series, is_stale
+from agent.promql.nodes import LOOKBACK_S, NAME, Matcher, MatchOp
 from agent.promql.values import Points
 from agent.store.series import Layout
 
@@ -84,6 +84,15 @@ class Track:
         instants = sorted(merged)
         return Points(self.labels, instants, [merged[at] for at in instants])
 
+    def newest(self, start: float, end: float) -> tuple[float, float] | None:
+        """The instant and value of the last point within ``(start, end]``; None when there is none."""
+        last: tuple[float, float] | None = None
+        for block, position in self.places:
+            row = bisect_right(block.times, end) - 1
+            if row >= 0 and block.times[row] > start and (last is None or block.times[row] > last[0]):
+                last = block.times[row], block.values[row * block.width + position]
+        return last
+
 
 class Recent:
     """The last hour of every series, as a source for PromQL.
@@ -117,6 +126,17 @@ class Recent:
         """Every series that meets all matchers, with its points in the closed interval, in seconds."""
         found = (track.points(start, end) for track in self._matching(matchers))
         return [points for points in found if points is not None]
+
+    def latest(self, at: float, within_s: float = LOOKBACK_S) -> Iterator[tuple[Series, float, float]]:
+        """The newest value of every series that is not stale, with its instant, metric by metric.
+
+        What an instant query at ``at`` finds: a sample that is older than ``within_s`` says nothing of now.
+        """
+        for metric, tracks in self._tracks.items():
+            for labels, track in tracks.items():
+                newest = track.newest(at - within_s, at)
+                if newest is not None and not is_stale(newest[1]):
+                    yield Series(metric, labels), newest[1], newest[0]
 
     def trim(self, at: float) -> list[Layout]:
         """Drop what is too old or too much; return the layouts of which nothing is left."""
