@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LAYERS = (
-    ("cli", ["agent.cli", "agent.commands", "agent.quickstart"]),
+    ("cli", ["agent.cli", "agent.commands", "agent.quickstart", "agent.hostlook"]),
     ("app", ["agent.app", "agent.control"]),
     (
         "runners",
-        ["agent.sampler", "agent.engine", "agent.guards", "agent.dispatch", "agent.calendar", "agent.logwatch.runner",
+        ["agent.sampler", "agent.engine", "agent.guards", "agent.silencing", "agent.dispatch", "agent.calendar", "agent.logwatch.runner",
          "agent.serve", "agent.ruletest"],
     ),
     ("plug-ins", ["agent.collectors", "agent.handlers", "agent.notifiers"]),
