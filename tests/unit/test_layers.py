@@ -10,25 +10,28 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LAYERS = (
-    ("cli", ["agent.cli", "agent.commands", "agent.quickstart", "agent.hostlook"]),
-    ("app", ["agent.app", "agent.control"]),
+    ("cli", "agent.cli agent.commands agent.quickstart agent.hostlook"),
+    ("app", "agent.app agent.control"),
     (
         "runners",
-        ["agent.sampler", "agent.engine", "agent.guards", "agent.silencing", "agent.dispatch", "agent.calendar", "agent.logwatch.runner",
-         "agent.serve", "agent.ruletest"],
+        "agent.sampler agent.engine agent.guards agent.silencing agent.dispatch agent.calendar agent.logwatch.runner "
+        "agent.serve agent.ruletest",
     ),
-    ("plug-ins", ["agent.collectors", "agent.handlers", "agent.notifiers"]),
-    ("reports", ["reports"]),
-    ("edges", ["agent.store", "agent.ops", "agent.gpu", "agent.redis", "agent.objectstore", "agent.mail",
-               "agent.process", "agent.systemd", "agent.logwatch.tailer", "agent.logwatch.history"]),
-    ("what is written", ["agent.config", "agent.rulefile", "agent.rulecheck", "agent.logwatch"]),
-    ("rules", ["agent.promql", "agent.alerting"]),
+    ("plug-ins", "agent.collectors agent.handlers agent.notifiers"),
+    ("reports", "reports"),
+    (
+        "edges",
+        "agent.store agent.ops agent.gpu agent.redis agent.objectstore agent.mail agent.process agent.systemd "
+        "agent.logwatch.tailer agent.logwatch.history",
+    ),
+    ("what is written", "agent.config agent.rulefile agent.rulecheck agent.logwatch"),
+    ("rules", "agent.promql agent.alerting"),
     (
         "base",
-        ["agent.model", "agent.metrics", "agent.specs", "agent.clock", "agent.errors", "agent.located",
-         "agent.yamlfile", "agent.roots", "agent.schedule", "agent.supervisor", "agent.faultpoint", "agent.procfs", "agent.fs"],
+        "agent.model agent.metrics agent.specs agent.clock agent.errors agent.located agent.yamlfile agent.roots "
+        "agent.schedule agent.supervisor agent.faultpoint agent.procfs agent.fs",
     ),
-)  # fmt: skip
+)
 
 HEAVY = {"matplotlib", "jinja2", "aiobotocore", "aiohttp", "redis", "pydantic", "yaml", "rich", "numpy"}
 MAY_BE_HEAVY = ("reports", "agent.commands", "agent.quickstart", "agent.yamlfile", "agent.serve")
@@ -47,7 +50,7 @@ def layer(module: str) -> int:
     """The layer of a module, 0 the highest: the longest matching prefix decides."""
     best = (-1, -1)
     for index, (_, prefixes) in enumerate(LAYERS):
-        for prefix in prefixes:
+        for prefix in prefixes.split():
             if module == prefix or module.startswith(prefix + "."):
                 best = max(best, (len(prefix), index))
     return best[1]
