@@ -576,3 +576,8 @@ def test_a_text_is_cut_to_its_columns(text: str, room: int) -> None:
     assert hostlook.cells(shown) <= room
     assert shown.isprintable()
     assert hostlook.cells(hostlook.pad(text, room)) == room
+
+
+def test_wide_and_combining_characters_take_their_own_columns() -> None:
+    assert [hostlook.cells(text) for text in ("ab", "模型", "e\u0301")] == [2, 4, 1]
+    assert hostlook.cut("模型缓存", 5) == "模型…"
