@@ -292,7 +292,7 @@ def _result(
     ratio = ours / theirs
     return {
         "benchmark": "logs", "metric": metric, "unit": unit, "ours": round(ours, 1), "peer": peer,
-        "theirs": round(theirs, 1), "ratio": round(ratio, 2), "goal": goal, "met": bound is None or ratio >= bound,
+        "theirs": round(theirs, 1), "ratio": round(ratio, 2), "goal": goal, "met": None if bound is None else ratio >= bound,
     }  # fmt: skip
 
 
@@ -310,7 +310,7 @@ def _percentile(values: Sequence[float], percent: int) -> float:
 
 def _row(result: Mapping[str, Any]) -> str:
     peer = f"{result['theirs']} by {result['peer']} (x {result['ratio']})" if result["peer"] else ""
-    met = "met" if result["met"] else "MISSED"
+    met = {True: "met", False: "MISSED", None: ""}[result["met"]]
     return f"{result['metric']:34} {result['ours']:>9} {result['unit']:12} {peer:42} goal {result['goal']:8} {met}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -27,6 +28,8 @@ class Watch:
         from watchdog import events
         from watchdog.observers import Observer
 
+        # It complains of events that come while a watch is taken off: nothing is lost by them.
+        logging.getLogger("watchdog").setLevel(logging.CRITICAL)
         # Unfiltered, our own opening and closing of the files would wake us: a whole core.
         self._filter: list[Any] = [
             events.FileModifiedEvent, events.FileCreatedEvent, events.FileMovedEvent, events.FileDeletedEvent,
