@@ -292,7 +292,8 @@ def _result(
     ratio = ours / theirs
     return {
         "benchmark": "logs", "metric": metric, "unit": unit, "ours": round(ours, 1), "peer": peer,
-        "theirs": round(theirs, 1), "ratio": round(ratio, 2), "goal": goal, "met": None if bound is None else ratio >= bound,
+        "theirs": round(theirs, 1), "ratio": round(ratio, 2), "goal": goal,
+        "met": None if bound is None else ratio >= bound,
     }  # fmt: skip
 
 
