@@ -19,7 +19,20 @@ from agent import faultpoint
 from agent.alerting import OnMissing, step
 from agent.clock import Clock
 from agent.errors import ExpressionError, StoreError
-from agent.model import Action, ActionStatus, Alert, AlertState, Event, Labels, Mode, Reading, Series, Severity
+from agent.model import (
+    STALE,
+    Action,
+    ActionStatus,
+    Alert,
+    AlertState,
+    Event,
+    Labels,
+    Mode,
+    Reading,
+    Series,
+    Severity,
+    make_labels,
+)
 from agent.promql.evaluate import evaluate
 from agent.promql.nodes import Expr
 from agent.promql.values import Source, Vector
@@ -58,6 +71,24 @@ def judge(rule: AlertRule, previous: States, source: Source, at: float) -> State
     if previous or rule.timing.on_missing is OnMissing.FIRE:
         gone = frozenset(_labelled(rule, rule.clear.node, source, at)) if rule.clear else known_false(rule, source, at)
     return step(rule.name, previous, found, gone, rule.timing, at)
+
+
+def kept(rule: AlertRule, states: States) -> States:
+    """What the next step must know: under ``on_missing: fire`` also the label sets that may be missed."""
+    if rule.timing.on_missing is OnMissing.FIRE:
+        return states
+    return {labels: alert for labels, alert in states.items() if alert.state is not AlertState.INACTIVE}
+
+
+def alert_samples(before: States, after: States) -> dict[Series, float]:
+    """``ALERTS{alertname,alertstate,…}`` as Prometheus writes it: 1 for each that stands, stale for each that went."""
+    gone = {_alert_series(alert): STALE for alert in before.values() if alert.state is not AlertState.INACTIVE}
+    stand = {_alert_series(alert): 1.0 for alert in after.values() if alert.state is not AlertState.INACTIVE}
+    return {**gone, **stand}
+
+
+def _alert_series(alert: Alert) -> Series:
+    return Series("ALERTS", make_labels(dict(alert.labels), alertname=alert.rule, alertstate=alert.state.value))
 
 
 def _labelled(rule: AlertRule, node: Expr, source: Source, at: float) -> dict[Labels, float]:
@@ -356,8 +387,12 @@ class Engine:
                 log.info(
                     "alert_%s rule=%s labels=%s value=%g", alert.state, alert.rule, dict(alert.labels), alert.value
                 )
+        standing: dict[Series, float] = {}
         for judged, states in updates:
-            judged.states = _kept(judged.rule, states)
+            standing.update(alert_samples(judged.states, states))
+            judged.states = kept(judged.rule, states)
+        if standing:
+            await self._append([Reading(at, tuple(standing), list(standing.values()))])
         if requests:
             self._requested()
 
@@ -373,13 +408,6 @@ class Engine:
         if alerts:
             closed = [dataclasses.replace(alert, state=AlertState.INACTIVE) for alert in alerts]
             await self._ledger.commit_alerts(closed, [])
-
-
-def _kept(rule: AlertRule, states: States) -> States:
-    """What the next step must know: under ``on_missing: fire`` also the label sets that may be missed."""
-    if rule.timing.on_missing is OnMissing.FIRE:
-        return states
-    return {labels: alert for labels, alert in states.items() if alert.state is not AlertState.INACTIVE}
 
 
 def _judge(judged: _Judged, at: float, source: Source) -> States:

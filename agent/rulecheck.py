@@ -39,7 +39,7 @@ def warnings(rules: RuleSet, config: Config | None) -> list[Fault]:
 def _unknown_metrics(context: Context) -> Iterator[Fault]:
     """A metric that no collector, recording rule or text file makes: the rule would stay silent for ever."""
     recorded = {rule.name for group in context.rules.groups for rule in group.rules if isinstance(rule, RecordingRule)}
-    known = {*METRICS, *recorded}
+    known = {*METRICS, *recorded, "ALERTS"}
     for place, expression in _expressions(context.rules):
         for name in sorted(expression.metrics - known):
             yield _warn(place, f'no collector makes "{name}"{did_you_mean(name, sorted(known))}', expression)
