@@ -66,12 +66,17 @@ class Track:
 
     def add(self, at: float, entry: object) -> None:
         """One packed entry: a number, ``[min, max, mean, last]``, or nothing that can be drawn."""
-        packed = entry if isinstance(entry, list) else [entry] * 4
-        numbers = [float(value) for value in packed if isinstance(value, int | float) and math.isfinite(value)]
-        if len(numbers) == 4:  # else absent, or a NaN or an infinity, which are stored as text
-            self.times.append(at)
-            for column, number in zip((self.low, self.high, self.mean, self.last), numbers, strict=True):
-                column.append(number)
+        if isinstance(entry, int | float):
+            low = high = mean = last = entry
+        elif isinstance(entry, list) and not any(isinstance(value, str) for value in entry):
+            low, high, mean, last = entry
+        else:
+            return  # absent, or a NaN or an infinity, which are stored as text
+        self.times.append(at)
+        self.low.append(low)
+        self.high.append(high)
+        self.mean.append(mean)
+        self.last.append(last)
 
     def line(self, scale: float = 1.0) -> Line:
         """As it is drawn, each value multiplied by ``scale``."""
@@ -120,21 +125,41 @@ def tracks(
     """
     chosen = resolution(end - start)
     places = _places(read, _series(read, wanted))
-    found: dict[Series, Track] = {}
+    names = {series: Series(series.metric) if series.metric in averaged else series for series in _all(places)}
+    found = {name: Track(step_s=chosen.step_s) for name in names.values()}
+    single = {
+        layout: [(i, found[series]) for i, (_, series) in enumerate(those) if names[series] is series]
+        for layout, those in places.items()
+    }
+    together = {layout: _together(those, averaged) for layout, those in places.items()}
     for at, layout, entries in _rows(read, chosen, places, start, end):
-        together: dict[str, list[float]] = {}
-        for (_, series), entry in zip(places[layout], entries, strict=True):
-            if series.metric in averaged:
-                last = entry[3] if isinstance(entry, list) else entry
-                if isinstance(last, int | float):
-                    together.setdefault(series.metric, []).append(last)
-            else:
-                found.setdefault(series, Track()).add(at, entry)
-        for metric, numbers in together.items():
-            found.setdefault(Series(metric), Track()).add(at, math.fsum(numbers) / len(numbers))
-    for track in found.values():
-        track.step_s = chosen.step_s or _usual_step(track.times)
+        for i, track in single[layout]:
+            track.add(at, entries[i])
+        for metric, members in together[layout].items():
+            found[Series(metric)].add(at, _mean_of_lasts([entries[i] for i in members]))
+    if not chosen.step_s:
+        for track in found.values():
+            track.step_s = _usual_step(track.times)
     return {series: track for series, track in found.items() if track.times}
+
+
+def _all(places: Places) -> set[Series]:
+    return {series for those in places.values() for _, series in those}
+
+
+def _together(those: Sequence[tuple[int, Series]], averaged: Collection[str]) -> dict[str, list[int]]:
+    """Averaged metric → where its series are among the entries of a row."""
+    found: dict[str, list[int]] = {}
+    for i, (_, series) in enumerate(those):
+        if series.metric in averaged:
+            found.setdefault(series.metric, []).append(i)
+    return found
+
+
+def _mean_of_lasts(entries: Sequence[object]) -> float | None:
+    lasts = [entry[3] if isinstance(entry, list) else entry for entry in entries]
+    numbers = [value for value in lasts if isinstance(value, int | float)]
+    return math.fsum(numbers) / len(numbers) if numbers else None
 
 
 def sampled_instants(read: Reader, start: float, end: float) -> Line:

@@ -155,7 +155,8 @@ def zone_name(at: float, zone: tzinfo) -> str:
     """The zone's name and its offset at ``at``: ``Europe/Berlin, UTC+02:00``."""
     moment = local(at, zone)
     offset = moment.strftime("%z")
-    name = getattr(zone, "key", None) or moment.tzname() or "local"
+    key = getattr(zone, "key", None)
+    name = moment.tzname() if key in (None, "local") else key  # "local" says nothing to who reads it elsewhere
     return "UTC" if name == "UTC" else f"{name}, UTC{offset[:3]}:{offset[3:5]}"
 
 

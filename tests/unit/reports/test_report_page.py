@@ -139,7 +139,7 @@ def test_the_first_minute_gives_a_first_look(tmp_path: Path) -> None:
     assert written.html.name == "first-look-2025-11-23.html"
     text = written.text.read_text(encoding="utf-8")
     assert text.startswith("First look of gpu-node-07\n")
-    assert "* /data: 92 % used" in text
+    assert "* /data: 92 % full" in text
     assert "clean_cache on /tmp/evaluation_cache, freed 2.1 GiB" in text
     assert "1 file: symlink" in text
     assert "Sampled 100 % of the time since Sun 23 Nov, 23:59, without a gap" in text

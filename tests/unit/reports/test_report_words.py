@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import time
 import unicodedata
+from importlib.resources import files
+from typing import BinaryIO
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -12,6 +14,10 @@ from reports import words
 from reports.words import NBSP
 
 BERLIN = ZoneInfo("Europe/Berlin")
+
+
+def _berlin() -> BinaryIO:
+    return (files("tzdata") / "zoneinfo" / "Europe" / "Berlin").open("rb")  # type: ignore[return-value]
 
 
 def plain(text: str) -> str:
@@ -91,4 +97,6 @@ def test_stretches_of_time_in_the_readers_zone() -> None:
     assert plain(words.span(monday, monday + 86400, BERLIN)) == "Mon 17 Nov 2025"
     assert plain(words.span(monday, monday + 60, BERLIN)) == "Mon 17 Nov 2025, 00:00 to 00:01"
     assert words.zone_name(monday, BERLIN) == "Europe/Berlin, UTC+01:00"
+    with _berlin() as file:
+        assert words.zone_name(monday, ZoneInfo.from_file(file, key="local")) == "CET, UTC+01:00"
     assert words.zone_name(monday - 120 * 86400, BERLIN) == "Europe/Berlin, UTC+02:00"
