@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent import config, control, process, rulefile, systemd
+from agent import config, control, inhibit, process, rulefile, systemd
 from agent.calendar import Calendar
 from agent.clock import Clock, SystemClock
 from agent.collectors import SelfCollector, build
@@ -210,7 +210,7 @@ class Agent:
             engine=engine,
             tools=Tools(ops, Journal(store.metrics.add_events, self._clock), self._write_report),
             brakes=Brakes(
-                settings.remediation, settings.mode, lambda: control.paused(self.state_dir, self._clock.wall())
+                settings.remediation, settings.mode, lambda: inhibit.paused(self.state_dir, self._clock.wall())
             ),
             clock=self._clock,
             collect_now=sampler.collect_now,

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent import control
+from agent import control, inhibit
 from agent.app import alone, hands
 from agent.clock import SystemClock
-from agent.commands.common import duration, loaded, print_json, print_table, size, state_dir
-from agent.commands.lookup import action_json, clock_time, iso
+from agent.commands.common import clock_time, duration, iso, loaded, print_json, print_table, size, state_dir
+from agent.commands.lookup import action_json
 from agent.control import Controls
 from agent.errors import UpkeepError
 from agent.handlers import Tools, make
@@ -147,7 +147,7 @@ def pause(arguments: Namespace) -> int:
     folder = state_dir(arguments)
     until = time.time() + duration(arguments.duration) if arguments.duration else None
     try:
-        control.pause(folder, until, control.myself())
+        inhibit.pause(folder, until, control.myself())
     except OSError as error:
         raise UpkeepError(f'cannot pause: "{folder}": {(error.strerror or str(error)).lower()}') from None
     print(f"paused until {clock_time(until)}" if until else "paused until: upkeep resume")
@@ -157,7 +157,7 @@ def pause(arguments: Namespace) -> int:
 def resume(arguments: Namespace) -> int:
     folder = state_dir(arguments)
     try:
-        control.resume(folder)
+        inhibit.resume(folder)
     except OSError as error:
         raise UpkeepError(f'cannot resume: "{folder}": {(error.strerror or str(error)).lower()}') from None
     print("acting again")

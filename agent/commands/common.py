@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -13,6 +15,7 @@ from pathlib import Path
 from agent import config
 from agent.errors import UpkeepError
 from agent.located import parse_duration
+from agent.model import Labels
 
 
 def loaded(arguments: Namespace) -> config.LoadedConfig:
@@ -47,6 +50,23 @@ def parse_time(text: str, now: float) -> float:
     return moment.timestamp()
 
 
+def clock_time(at: float | None) -> str:
+    """An instant for people: local time, with seconds."""
+    return "-" if at is None else datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def iso(at: float | None) -> str | None:
+    """An instant for machines: UTC."""
+    if at is None:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03d}Z"
+
+
+def words(labels: Labels) -> str:
+    """Labels for people."""
+    return ", ".join(f"{name}={value}" for name, value in labels) or "-"
+
+
 def duration(text: str) -> float:
     """Seconds of a duration given on the command line.
 
@@ -64,6 +84,11 @@ def duration(text: str) -> float:
 def print_json(value: object) -> None:
     json.dump(value, sys.stdout, indent=2, default=str, allow_nan=False)
     print()
+
+
+def json_number(value: float | str) -> float | str:
+    """A value as JSON can hold it: NaN and the infinities as their names."""
+    return value if isinstance(value, str) or math.isfinite(value) else str(value)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -7,8 +7,8 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from agent.app import load_rules
-from agent.commands.common import loaded, print_json, span, state_dir
-from agent.commands.lookup import action_json, clock_time, words
+from agent.commands.common import clock_time, loaded, print_json, span, state_dir, words
+from agent.commands.lookup import action_json
 from agent.errors import ExpressionError, UpkeepError
 from agent.located import did_you_mean
 from agent.model import Action

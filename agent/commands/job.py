@@ -8,8 +8,7 @@ from argparse import Namespace
 from agent import schedule
 from agent.app import load_rules
 from agent.commands.act import tell
-from agent.commands.common import loaded, print_json, print_table
-from agent.commands.lookup import clock_time, iso
+from agent.commands.common import clock_time, iso, loaded, print_json, print_table
 from agent.errors import StoreError, UpkeepError
 from agent.store import Reader
 

@@ -22,7 +22,7 @@ LAYERS = (
     (
         "edges",
         "agent.store agent.ops agent.gpu agent.redis agent.objectstore agent.mail agent.process agent.systemd "
-        "agent.logwatch.tailer agent.logwatch.history",
+        "agent.inhibit agent.logwatch.tailer agent.logwatch.history",
     ),
     ("what is written", "agent.config agent.rulefile agent.rulecheck agent.logwatch"),
     ("rules", "agent.promql agent.alerting"),
