@@ -219,6 +219,8 @@ class Database:
             try:
                 try:
                     return await self._attempt(statements)
+                except UnicodeEncodeError:
+                    return await self._attempt([_as_unicode(statement) for statement in statements])
                 except sqlite3.OperationalError as error:
                     if not _no_room(error) or not self.release_ballast():
                         raise
@@ -391,6 +393,20 @@ def _set_aside(path: Path, at: float) -> Path:
         if os.path.lexists(f"{path}{companion}"):
             os.rename(f"{path}{companion}", f"{target}{companion}")
     return target
+
+
+def _as_unicode(statement: Statement) -> Statement:
+    """The statement with lone surrogates written out: a file name need not be UTF-8, SQLite's text must."""
+
+    def mended(row: Sequence[object]) -> list[object]:
+        return [
+            value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value for value in row
+        ]
+
+    if isinstance(statement, Many):
+        return Many(statement.sql, [mended(row) for row in statement.rows])
+    sql, parameters = statement
+    return sql, mended(parameters)
 
 
 def _no_room(error: sqlite3.Error) -> bool:

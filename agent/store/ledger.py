@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -409,6 +410,11 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+def _digest(items: object) -> str:
+    """What tells one list of items from another without reading the stored rows back."""
+    return hashlib.sha256(_json(items).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def _plan_text(plan: Plan | None) -> str | None:
     if plan is None:
         return None
@@ -422,6 +428,12 @@ def _plan_text(plan: Plan | None) -> str | None:
             "refused": plan.refused,
             "item_count": len(plan.items),
             "skipped_count": len(plan.skipped),
+            "digest": _digest(
+                [
+                    [[item.change, item.target, item.bytes, item.identity] for item in plan.items],
+                    [[one.target, one.reason, one.bytes] for one in plan.skipped],
+                ]
+            ),
             "bytes": plan.bytes,
         }
     )
@@ -454,6 +466,7 @@ def _outcome_text(outcome: Outcome | None) -> str | None:
         "error": outcome.error,
         "text": outcome.text,
         "item_count": len(outcome.items),
+        "digest": _digest([[item.target, item.result, item.bytes] for item in outcome.items]),
     }
     return _json(head)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +181,23 @@ def test_saving_an_action_that_is_not_there_is_an_error(with_store: WithStore) -
     async def body(store: Store) -> None:
         with pytest.raises(StoreError, match="cannot save action 7: the ledger has no such action"):
             await store.ledger.save_action(replace(ACTION, id=7))
+
+    with_store(body)
+
+
+def test_a_file_name_that_is_not_unicode_is_written_out(with_store: WithStore) -> None:
+    name = os.fsdecode(b"odd-\xff\xfe")
+
+    async def body(store: Store) -> None:
+        asked = await store.ledger.request(ACTION)
+        assert asked is not None
+        plan = Plan("clean_cache", name, name, (PlanItem("unlink", name, 1),), (Skipped(name, "in_use"),))
+        await store.ledger.save_action(replace(asked, plan=plan))
+        found = await store.ledger.action(asked.id)
+        assert found is not None
+        assert found.plan is not None
+        assert [item.target for item in found.plan.items] == ["odd-\\udcff\\udcfe"]
+        assert found.plan.skipped[0].target == "odd-\\udcff\\udcfe"
 
     with_store(body)
 
