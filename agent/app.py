@@ -276,11 +276,6 @@ class Agent:
         parts = self.parts
 
         sought = asyncio.Event()
-        made_progress = self._supervisor.progress("logs", patience_s=120.0)
-
-        def progress() -> None:
-            made_progress()
-            sought.set()
 
         async def watch() -> None:
             # Made anew after a crash: what was not committed is read again from the stored offsets.
@@ -292,7 +287,8 @@ class Agent:
                 self._clock,
                 stored=stored,
                 wake=parts.engine.wake,
-                progress=progress,
+                # Not the watchdog's business: a log on a hung mount may hold this loop up, and nothing else.
+                progress=sought.set,
             ).run()
 
         self._logwatch = self._keep("logs", watch)
