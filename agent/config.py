@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 from urllib.parse import urlsplit
-from zoneinfo import available_timezones
 
 from agent import yamlfile
 from agent.errors import Fault, FaultyFilesError
@@ -59,6 +58,8 @@ def _listen(node: Scalar) -> str:
 
 
 def _zone(node: Scalar) -> str:
+    from zoneinfo import available_timezones
+
     if node.text != "local" and node.text not in available_timezones():
         raise ValueError(f'unknown time zone "{node.text}"{did_you_mean(node.text, sorted(available_timezones()))}')
     return node.text
@@ -238,13 +239,15 @@ class LoadedConfig:
     warnings: tuple[Fault, ...]
 
 
-def load(path: str | None = None) -> LoadedConfig:
+def load(path: str | None = None, *, apart: bool = True) -> LoadedConfig:
     """Read and check one configuration.
 
     Parameters
     ----------
     path
         The file; else ``$UPKEEP_CONFIG``, else ``/etc/upkeep/upkeep.yaml``. The last may be missing: all defaults.
+    apart
+        Parse it in a limited child, as whatever lives long must (:func:`agent.yamlfile.read`).
 
     Raises
     ------
@@ -255,7 +258,7 @@ def load(path: str | None = None) -> LoadedConfig:
     if chosen is None and not os.path.exists(DEFAULT_PATH):
         return LoadedConfig(Config(), DEFAULT_PATH, (), ())
     chosen = os.path.abspath(chosen or DEFAULT_PATH)
-    parsed = yamlfile.read([chosen])[chosen]
+    parsed = yamlfile.read([chosen], apart=apart)[chosen]
     config, faults = from_node(chosen, parsed.root, parsed.faults)
     if config is None or any(not fault.warning for fault in faults):
         raise FaultyFilesError([fault for fault in faults if not fault.warning])

@@ -1,8 +1,9 @@
-"""Read YAML files into located nodes, in a child process that can do nothing else.
+"""Read YAML files into located nodes; the agent does it in a child process that can do nothing else.
 
 libyaml parses text that anybody with an editor wrote, so it runs apart, limited in time and memory; what comes back is
-JSON of plain nodes. Only the events of the parser are used: no tag is resolved, no alias followed, no ``NO`` becomes
-False, no ``12:30`` becomes 750, and a repeated key is a fault rather than the last one winning.
+JSON of plain nodes. A command that only looks parses where it stands: it has the caller's own rights, and ends with its
+answer. Only the events of the parser are used: no tag is resolved, no alias followed, no ``NO`` becomes False, no
+``12:30`` becomes 750, and a repeated key is a fault rather than the last one winning.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import pwd
 import resource
 import stat
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -38,8 +38,13 @@ class Parsed(NamedTuple):
     text: str
 
 
-def read(paths: Sequence[str]) -> dict[str, Parsed]:
-    """Located nodes and faults of each file, parsed in one limited child.
+def read(paths: Sequence[str], *, apart: bool = True) -> dict[str, Parsed]:
+    """Located nodes and faults of each file.
+
+    Parameters
+    ----------
+    apart
+        Parse in one limited child, at the price of its start (40 ms); else here.
 
     Returns
     -------
@@ -56,7 +61,7 @@ def read(paths: Sequence[str]) -> dict[str, Parsed]:
         else:
             texts[path] = text
     if texts:
-        composed.update(_in_child(texts))
+        composed.update(_in_child(texts) if apart else {path: parse(path, text) for path, text in texts.items()})
     return {path: Parsed(*composed[path], texts.get(path, "")) for path in paths}
 
 
@@ -110,6 +115,8 @@ def _private_group(uid: int) -> int:
 
 def _in_child(texts: dict[str, str]) -> dict[str, Composed]:
     """Parse in a child under CPU and memory limits; a child that dies is a fault of the file that killed it."""
+    import subprocess  # a look-up starts no child, and counts its milliseconds
+
     command = [sys.executable, "-I", "-c", _CHILD, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     try:
         child = subprocess.run(
@@ -140,7 +147,7 @@ def child() -> None:
 
 def parse(path: str, text: str) -> Composed:
     """Located nodes of one YAML document: no aliases, tags, repeated keys or second documents."""
-    import yaml  # heavy, and wanted in the child only
+    import yaml  # heavy, and and who parses in a child never wants it
 
     faults = Faults(path)
     try:

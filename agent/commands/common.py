@@ -19,8 +19,8 @@ from agent.model import Labels
 
 
 def loaded(arguments: Namespace) -> config.LoadedConfig:
-    """The configuration a command works on."""
-    return config.load(arguments.config)
+    """The configuration a command works on: the caller's own rights and own time, so it is parsed where it stands."""
+    return config.load(arguments.config, apart=False)
 
 
 def state_dir(arguments: Namespace) -> Path:

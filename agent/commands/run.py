@@ -10,8 +10,8 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 
+from agent import config
 from agent.app import Agent
-from agent.commands.common import loaded
 from agent.errors import UpkeepError
 from agent.store import StoreBusyError
 from agent.systemd import started
@@ -23,7 +23,7 @@ EXIT_BUSY = 75
 def run(arguments: Namespace) -> int:
     """Run until told to stop; exit status 75 when another agent holds the state directory."""
     set_up_logging(logging.INFO if arguments.verbose or not sys.stderr.isatty() else logging.WARNING)
-    agent = Agent(loaded(arguments))
+    agent = Agent(config.load(arguments.config))
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(agent.once() if arguments.once else agent.run())

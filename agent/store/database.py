@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 import aiosqlite
 
 from agent.errors import StoreError
+from agent.store.statement import BUSY_S, Many, Row, Statement
 
 VERSION = 1
 """The schema of both files; a file of a later version is refused and not touched."""
 
 BALLAST_BYTES = 1 << 20
 PAGE_BYTES = 4096
-BUSY_S = 5.0
 WAL_KEPT_BYTES = 16 << 20
 CHECKED_WHOLE_BYTES = 64 << 20
 """Up to this size a file is checked page by page at start (60 ms); beyond, only its header, schema and ends are."""
@@ -32,7 +32,6 @@ _HEADER = b"SQLite format 3\0"
 _COMPANIONS = ("", "-wal", "-shm", "-journal")
 _FOLDER = Path(__file__).parent / "schema"
 
-Row = tuple[Any, ...]
 T = TypeVar("T")
 
 
@@ -42,17 +41,6 @@ class StoreBusyError(StoreError):
 
 class StoreFullError(StoreError):
     """There is no room for a commit, not even after the ballast was given up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Many:
-    """One statement carried out for each row of parameters."""
-
-    sql: str
-    rows: Sequence[Sequence[object]]
-
-
-Statement = Many | tuple[str, Sequence[object]]
 
 
 @dataclass(frozen=True, slots=True)

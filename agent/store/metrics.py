@@ -14,7 +14,7 @@ from agent.model import STALE, Event, Reading, Series
 from agent.promql.nodes import Matcher
 from agent.promql.values import Points
 from agent.store import retention, rollup
-from agent.store.database import Database, Many, Row, Statement, StoreFullError
+from agent.store.database import Database, StoreFullError
 from agent.store.recent import SPAN_S, Recent
 from agent.store.retention import Retention
 from agent.store.rollup import HOUR_S, MINUTE_S
@@ -27,6 +27,7 @@ from agent.store.series import (
     encode_values,
     layout_statements,
 )
+from agent.store.statement import Many, Row, Statement
 
 DEADLINE_S = 0.5
 """How long a tick waits for its commit before it goes on; its rows then wait in memory."""

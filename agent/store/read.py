@@ -16,9 +16,9 @@ from agent.errors import StoreError
 from agent.model import Action, Alert, Event, Labels, Series, Severity
 from agent.promql.nodes import NAME, Matcher, MatchOp
 from agent.promql.values import Points
-from agent.store.database import BUSY_S, Row
-from agent.store.ledger import ACTION, ALERT, ITEMS, action_of, alert_of
+from agent.store.rows import ACTION, ALERT, ITEMS, action_of, alert_of
 from agent.store.series import decode_labels, decode_values
+from agent.store.statement import BUSY_S, Row
 
 _PRAGMAS = frozenset({"table_info", "table_xinfo", "table_list", "index_list", "index_info", "database_list"})
 _READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})

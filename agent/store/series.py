@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 from agent.model import STALE, Labels, Series, is_stale
-from agent.store.database import Many, Statement
+from agent.store.statement import Many, Statement
 
 _NAN_BITS = 0x7FF8000000000000
 _SPECIAL = {"NaN": math.nan, "+Inf": math.inf, "-Inf": -math.inf}
