@@ -190,7 +190,7 @@ def _expression(node: Scalar) -> Expression:
     try:
         return Expression(node.text, parse(node.text), node.line, node.column)
     except ExpressionError as error:
-        raise ValueError(f"{error}, in: {_short(node.text)}") from None
+        raise ValueError(str(error)) from None
 
 
 def _template(node: Scalar) -> template.Template:
@@ -441,8 +441,3 @@ def _repeated(named: Iterable[tuple[Place, str]]) -> Iterable[Fault]:
         if name in seen:
             yield Fault(place.path, place.line, place.column, f'repeated name "{name}" (first at {seen[name]})')
         seen.setdefault(name, place)
-
-
-def _short(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= 80 else flat[:77] + "…"

@@ -19,15 +19,15 @@ def read(tmp_path: Path, text: str | bytes) -> yamlfile.Parsed:
 
 
 def messages(parsed: yamlfile.Parsed) -> list[str]:
-    return [f"{fault.line}:{fault.column}: {fault.message}" for fault in parsed[1]]
+    return [f"{fault.line}:{fault.column}: {fault.message}" for fault in parsed.faults]
 
 
 @pytest.mark.parametrize("text", ["NO", "12:30", "010", "9999-99-99", "0x1F", "1e3", "~"])
 def test_a_scalar_is_its_text_and_nothing_is_guessed(tmp_path: Path, text: str) -> None:
-    root, faults = read(tmp_path, f"key: {text}\n")
-    assert not faults
-    assert isinstance(root, MappingNode)
-    assert root.get("key") == Scalar(text, True, 1, 6)
+    parsed = read(tmp_path, f"key: {text}\n")
+    assert not parsed.faults
+    assert isinstance(parsed.root, MappingNode)
+    assert parsed.root.get("key") == Scalar(text, True, 1, 6)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_an_alias_bomb_costs_nothing(tmp_path: Path) -> None:
     bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(8)
     )
-    assert read(tmp_path, bomb)[1]
+    assert read(tmp_path, bomb).faults
 
 
 def test_bytes_that_are_not_utf8_are_named_with_their_place(tmp_path: Path) -> None:
@@ -67,13 +67,13 @@ def test_a_file_that_others_may_write_is_not_trusted(tmp_path: Path) -> None:
     path = tmp_path / "open.yaml"
     path.write_text("a: 1\n")
     path.chmod(0o646)
-    assert "others may write it" in yamlfile.read([str(path)])[str(path)][1][0].message
+    assert "others may write it" in yamlfile.read([str(path)])[str(path)].faults[0].message
 
 
 def test_a_missing_file_and_a_folder_are_said_so(tmp_path: Path) -> None:
     parsed = yamlfile.read([str(tmp_path / "none.yaml"), str(tmp_path)])
-    assert parsed[str(tmp_path / "none.yaml")][1][0].message == "cannot read: no such file or directory"
-    assert "cannot read" in parsed[str(tmp_path)][1][0].message
+    assert parsed[str(tmp_path / "none.yaml")].faults[0].message == "cannot read: no such file or directory"
+    assert "cannot read" in parsed[str(tmp_path)].faults[0].message
 
 
 @settings(max_examples=300, deadline=None)
