@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from agent.errors import StoreError
 from agent.model import Action, Alert, Event, Labels, Series, Severity
-from agent.promql.nodes import NAME, Matcher, MatchOp
-from agent.promql.values import Points
 from agent.store.rows import ACTION, ALERT, ITEMS, action_of, alert_of
 from agent.store.series import decode_labels, decode_values
 from agent.store.statement import BUSY_S, Row
+
+if TYPE_CHECKING:
+    from agent.promql.nodes import Matcher
+    from agent.promql.values import Points
 
 _PRAGMAS = frozenset({"table_info", "table_xinfo", "table_list", "index_list", "index_info", "database_list"})
 _READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
@@ -104,6 +107,9 @@ class Reader:
 
     def select(self, matchers: Sequence[Matcher], start: float, end: float) -> list[Points]:
         """Every series that meets all matchers, with its points in the closed interval, in seconds."""
+        from agent.promql.nodes import NAME  # most commands ask in SQL, and PromQL's types take long to make
+        from agent.promql.values import Points
+
         columns = {
             number: _Column(tuple(sorted(((NAME, one.metric), *one.labels)))) for number, one in self._series(matchers)
         }
@@ -168,6 +174,8 @@ class Reader:
         self.close()
 
     def _series(self, matchers: Sequence[Matcher]) -> list[tuple[int, Series]]:
+        from agent.promql.nodes import NAME, MatchOp
+
         metric = next((m.value for m in matchers if m.name == NAME and m.op is MatchOp.EQUAL), None)
         where, parameters = ("", ()) if metric is None else ("WHERE metric = ?", (metric,))
         found = []
