@@ -12,11 +12,13 @@ import gc
 import logging
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from agent import config, control, inhibit, process, rulefile, systemd
+from agent import config, control, inhibit, process, rulefile, schedule, systemd
 from agent.calendar import Calendar
 from agent.clock import Clock, SystemClock
 from agent.collectors import SelfCollector, build
@@ -35,7 +37,7 @@ from agent.ops.policy import Limits, Policy
 from agent.rulefile import RuleSet
 from agent.sampler import Sampler
 from agent.store import Reader, Retention, Store
-from agent.store.recent import SPAN_S
+from agent.store.metrics import MINUTES_SPAN_S
 from agent.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -106,6 +108,8 @@ class Agent:
         reading = asyncio.create_task(asyncio.to_thread(load_rules, self._loaded))
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(reading.cancel)
+            # First of all: a port that is taken is a mistake of the configuration, and nothing has begun yet.
+            page = self._bind(stack)
             store = await self._open_store()
             stack.push_async_callback(store.close)
             ops = hands(self._loaded.config, self._clock)
@@ -119,6 +123,8 @@ class Agent:
                     rules = await reading
                     self._build(store, ops, sampler, rules)
                     tasks += await self._start()
+                    if page:
+                        tasks.append(self._serve_pages(page))
                     await self._stopping.wait()
                 finally:
                     systemd.notify("STOPPING=1")
@@ -196,8 +202,8 @@ class Agent:
             rules,
             mode=settings.mode,
             clock=self._clock,
-            recent=store.metrics.recent,
-            reach_s=lambda: SPAN_S,
+            recent=store.metrics,
+            reach_s=lambda: MINUTES_SPAN_S,
             history=self._history,
             ledger=store.ledger,
             append=store.metrics.append,
@@ -237,6 +243,9 @@ class Agent:
     async def _start(self) -> list[asyncio.Task[None]]:
         parts = self.parts
         await parts.store.metrics.add_events(parts.store.notices)
+        if parts.store.ledger_lost:
+            # Cooldowns, limits and open circuits are gone with it: nothing acts until a person has looked.
+            inhibit.pause(self.state_dir, None, "the ledger was damaged and a new one begun; look, then: upkeep resume")
         await parts.engine.restore()
         await self._remember_rules(parts.engine.rules)
         await self._first_sample.wait()
@@ -360,6 +369,35 @@ class Agent:
         if ended.status != 0:
             raise UpkeepError(f"cannot write the {period} report: {ended.errors.strip() or 'it was stopped'}")
         return ended.output.strip()
+
+    def _bind(self, stack: contextlib.AsyncExitStack) -> socket.socket | None:
+        """The socket of the pages, and its address for people; None without ``listen``."""
+        if not self._loaded.config.listen:
+            return None
+        from agent.serve import address, bind  # aiohttp and jinja2: only where pages are wanted
+
+        bound = bind(self._loaded.config.listen, self._port_tries)
+        stack.callback(bound.close)
+        self.address = address(bound)
+        return bound
+
+    def _serve_pages(self, bound: socket.socket) -> asyncio.Task[None]:
+        from agent.serve import Facts, serve, size_limits
+
+        parts, settings = self.parts, self._loaded.config
+        facts = Facts(
+            self.state_dir,
+            parts.store.metrics.recent,
+            self._clock,
+            schedule.zone(settings.timezone),
+            settings.mode,
+            alerts=parts.engine.alerts,
+            paused=lambda: inhibit.paused(self.state_dir, self._clock.wall()),
+            stuck=self._supervisor.stuck,
+            limits=lambda: size_limits(parts.engine.rules),
+        )
+        named = urlsplit(f"//{settings.listen}").hostname or ""
+        return self._keep("serve", lambda: serve(bound, facts, named=named))
 
     def _signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -215,9 +215,7 @@ class Config:
     state_dir: str = _key("metrics.db, ledger.db, reports and spool", "/var/lib/upkeep")
     shipped_rules: bool = _key("load the rules that come with the agent", True)
     rule_files: tuple[str, ...] = _key("globs of rule files, relative to this file", ("rules.d/*.yaml",))
-    listen: Listen | None = _key(
-        "`ADDRESS:PORT` of /metrics and the status page; absent: no socket at all", None, later=True
-    )
+    listen: Listen | None = _key("`ADDRESS:PORT` of /metrics and the status page; absent: no socket at all", None)
     collect: Collect = _key("what is sampled, and how often", Collect)
     logs: tuple[Logs, ...] = _key("log files that are watched", lambda: (Logs(("/var/log/benchmark/*.log",)),))
     remediation: RemediationConfig = _key("what may be changed, and how much of it", RemediationConfig)

@@ -166,7 +166,7 @@ class Story:
         if action.outcome:
             self._say(
                 f"freed {size(action.outcome.bytes_freed)} as the file system saw it "
-                f"({size(action.outcome.bytes_removed)} in {sum(i.result == 'done' for i in action.outcome.items)} files)"
+                f"({size(action.outcome.bytes_removed)} in {len(action.outcome.items)} files)"
             )
         self._say(f"verified by asking the rule again: {action.verdict}")
         there = [path.name for path in kept if path.exists()]
@@ -201,7 +201,7 @@ class Story:
     def _goodbye(self) -> None:
         self._head("It is the agent now, until Ctrl-C")
         if self._agent.address:
-            print(f"  status page   http://{self._agent.address}/", flush=True)
+            print(f"  status page   {self._agent.address}", flush=True)
         print("  try           ./dev upkeep status", flush=True)
         statement = "SELECT time, handler, status, outcome, bytes_freed FROM actions ORDER BY time DESC LIMIT 5"
         print(f'                ./dev upkeep sql "{statement}"', flush=True)

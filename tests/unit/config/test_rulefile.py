@@ -150,9 +150,23 @@ def test_two_alerts_that_nothing_tells_apart_are_doubted(tmp_path: Path) -> None
     assert not warnings(tmp_path, f"groups: [{{name: g, rules: [{rule}, {rule.replace('S}', 'T}')}]}}]\n")
 
 
-KEYS = "groups name rules alert expr for labels clear remediation steps clean_cache path notify patterns regex jobs schedule"
 WORDS = st.sampled_from(
-    [*KEYS.split(), *"up>0 5m 10GiB /tmp/x - : [ ] { } , ' | # & * ! ~ é".split(), "\n", "\n  ", "\t", '"']
+    [
+        "groups",
+        "name",
+        "rules",
+        "alert",
+        "expr",
+        "for",
+        "labels",
+        "clear",
+        "remediation",
+        "steps",
+        "clean_cache",
+        "path",
+    ]
+    + ["patterns", "regex", "jobs", "schedule", "up>0", "5m", "10GiB", "/tmp/x", "-", ":", "[", "]", "{", "}", ","]
+    + ["'", '"', "|", "#", "&", "*", "!", "~", "é", "\n", "\n  ", "\t"]
 )
 
 
