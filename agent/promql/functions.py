@@ -136,12 +136,14 @@ _TO_WHOLE = 1.5 * 2**52
 
 def _line(window: Window, origin_ms: int) -> tuple[float, float]:
     """Slope per second and value at ``origin_ms`` of the least-squares line."""
-    values = window.values
-    if values.count(values[0]) == len(values) and values[0] == values[0]:
-        return (math.nan, math.nan) if math.isinf(values[0]) else (0.0, values[0])
+    values, count, sum_y = window.values, len(window.values), total(window.values)
+    if not math.isfinite(sum_y):
+        return math.nan, math.nan
+    if values.count(values[0]) == count:
+        return 0.0, values[0]
     base = origin_ms + _TO_WHOLE
     seconds = [(time * 1000.0 + _TO_WHOLE - base) / 1000.0 for time in window.times]
-    count, sum_x, sum_y = len(values), total(seconds), total(values)
+    sum_x = total(seconds)
     sum_xy = total(list(map(operator.mul, seconds, values)))
     sum_xx = total(list(map(operator.mul, seconds, seconds)))
     slope = (sum_xy - sum_x * sum_y / count) / (sum_xx - sum_x * sum_x / count)

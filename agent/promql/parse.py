@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Literal
 
@@ -18,7 +18,6 @@ import promql_parser as package
 from agent.errors import ExpressionError
 from agent.promql import aggregation, functions
 from agent.promql.nodes import (
-    COMPARISONS,
     NAME,
     Aggregate,
     At,
@@ -85,13 +84,13 @@ def parse(text: str) -> Expr:
         raise ExpressionError(f"cannot parse the expression: it is longer than {MAX_BYTES} bytes")
     mended, negative = _mend(_STRING_OR_COMMENT.sub(lambda found: found[1] or " ", text))
     try:
-        tree = package.parse(mended)
-    except (ValueError, UnicodeError) as error:
+        return _Converter(negative).convert(package.parse(mended), 0)
+    except (ValueError, ExpressionError) as error:
         raise ExpressionError(f'cannot parse "{text}": {_reason(error)}') from None
-    try:
-        return _Converter(negative).convert(tree, 0)
-    except ExpressionError as error:
-        raise ExpressionError(f'cannot parse "{text}": {error}') from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # what a panic of the package's Rust code becomes
+            raise
+        raise ExpressionError(f'cannot parse "{text}": a number in it is out of range') from None
 
 
 def _reason(error: Exception) -> str:
@@ -147,7 +146,7 @@ class _Converter:
             case package.VectorSelector():
                 return self._selector(node)
             case package.MatrixSelector():
-                return MatrixSelector(self._selector(node.vector_selector), _positive(node.range))
+                return MatrixSelector(self._selector(node.vector_selector), _milliseconds(node.range))
             case package.SubqueryExpr():
                 return self._subquery(node, level)
             case package.BinaryExpr():
@@ -173,6 +172,7 @@ class _Converter:
     def _selector(self, node: package.VectorSelector) -> VectorSelector:
         if node.matchers.or_matchers:
             raise ExpressionError('"or" between label matchers is not PromQL')
+        _check_label_names([m.name for m in node.matchers.matchers])
         matchers = tuple(Matcher(m.name, _MATCH_OPS[_name(m.op)], m.value) for m in node.matchers.matchers)
         if node.name is not None:
             matchers = (Matcher(NAME, MatchOp.EQUAL, node.name), *matchers)
@@ -180,21 +180,18 @@ class _Converter:
 
     def _subquery(self, node: package.SubqueryExpr, level: int) -> Subquery:
         inner = self.convert(node.expr, level + 1)
-        step_ms = None if node.step is None else _positive(node.step)
-        return Subquery(inner, _positive(node.range), step_ms, _milliseconds(node.offset), self._at(node.at))
+        step_ms = None if node.step is None else _milliseconds(node.step)
+        return Subquery(inner, _milliseconds(node.range), step_ms, _milliseconds(node.offset), self._at(node.at))
 
     def _binary(self, node: package.BinaryExpr, level: int) -> Binary:
         left, right = self.convert(node.lhs, level + 1), self.convert(node.rhs, level + 1)
         op, modifier = str(node.op), node.modifier
         if modifier is None:
             return Binary(op, left, right)
-        if modifier.return_bool and op not in COMPARISONS:
-            raise ExpressionError("bool modifier can only be used on comparison operators")
         on = modifier.matching is not None and modifier.matching.type == package.LabelModifierType.Include
         labels = tuple(modifier.matching.labels) if modifier.matching else ()
         include = tuple(modifier.group_labels or ())
-        if on and (twice := set(labels) & set(include)):
-            raise ExpressionError(f'label "{min(twice)}" must not occur in on and group clause at once')
+        _check_label_names((*labels, *include))
         group = _GROUPS.get(_name(modifier.card))
         return Binary(op, left, right, modifier.return_bool, Matching(labels, on, group, include))
 
@@ -204,9 +201,10 @@ class _Converter:
         modifier = node.modifier
         labels = tuple(modifier.labels) if modifier else ()
         op = _known(str(node.op), aggregation.NAMES)
+        _check_label_names(labels)
         without = modifier is not None and modifier.type == package.AggModifierType.Without
         if param is not None and op == "count_values":
-            _check_label_name(param)
+            _check_label_names(_texts([param]))
         return Aggregate(op, inner, param, labels, without)
 
     def _call(self, node: package.Call, level: int) -> Call:
@@ -214,10 +212,9 @@ class _Converter:
         name = "holt_winters" if node.func.name == "double_exponential_smoothing" else node.func.name
         _known(name, functions.NAMES)
         if name == "label_replace":
-            _check_label_name(args[1])
+            _check_label_names(_texts(args[1:2]))
         elif name == "label_join":
-            for arg in (args[1], *args[3:]):
-                _check_label_name(arg)
+            _check_label_names(_texts((args[1], *args[3:])))
         return Call(name, args, _KINDS[_name(node.func.return_type)])
 
 
@@ -227,21 +224,18 @@ def _known(name: str, names: Collection[str]) -> str:
     return name
 
 
-def _check_label_name(expr: Expr) -> None:
-    name = unwrap(expr)
-    if isinstance(name, StringLiteral) and not _LABEL_NAME.fullmatch(name.value):
-        raise ExpressionError(f'invalid label name "{name.value}"')
+def _check_label_names(names: Iterable[str]) -> None:
+    for name in names:
+        if not _LABEL_NAME.fullmatch(name):
+            raise ExpressionError(f'invalid label name "{name}"')
+
+
+def _texts(args: Iterable[Expr]) -> list[str]:
+    return [text.value for arg in args if isinstance(text := unwrap(arg), StringLiteral)]
 
 
 def _milliseconds(duration: timedelta | None) -> int:
     return 0 if duration is None else duration // timedelta(milliseconds=1)
-
-
-def _positive(duration: timedelta | None) -> int:
-    milliseconds = _milliseconds(duration)
-    if milliseconds <= 0:
-        raise ExpressionError("duration must be greater than 0")
-    return milliseconds
 
 
 def unparse(expr: Expr) -> str:

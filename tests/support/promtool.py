@@ -44,18 +44,22 @@ Answer = dict[Labels, float] | str
 """Values by labels, or the text of the error."""
 
 
-def ask(series: dict[str, str], interval: str, questions: Sequence[Question], folder: Path) -> list[Answer]:
-    """What Prometheus answers, in the order of the questions.
+def ask(
+    series: dict[str, str], interval: str, questions: Sequence[Question], folder: Path, rules: Sequence[object] = ()
+) -> list[Answer]:
+    """What Prometheus answers, in the order of the questions, with these rules loaded.
 
     Every expected result is given as empty: promtool then prints what it got in full precision.
     """
+    groups = [{"name": "test", "interval": interval, "rules": list(rules)}]
+    (folder / "rules.yml").write_text(json.dumps({"groups": groups}))
     test = {
         "interval": interval,
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
         "promql_expr_test": [{"expr": q.expr, "eval_time": q.at} for q in (*questions, _LATE)],
     }
     path = folder / "test.yml"
-    path.write_text(json.dumps({"evaluation_interval": "1m", "tests": [test]}))
+    path.write_text(json.dumps({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [test]}))
     done = subprocess.run(
         [needed(), "test", "rules", str(path)], capture_output=True, text=True, check=False, timeout=60
     )
