@@ -73,7 +73,7 @@ def _subcommands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argpars
     [commands] = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
     words = {choice.dest: choice.help for choice in commands._choices_actions}
     for name, command in commands.choices.items():
-        yield name, command, words[name]
+        yield name, command, words[name] or ""
 
 
 def _synopsis(name: str, arguments: Sequence[argparse.Action]) -> str:
