@@ -17,11 +17,23 @@ from agent import faultpoint, guards
 from agent.alerting import OnMissing
 from agent.clock import Clock
 from agent.config import RemediationConfig
-from agent.engine import Engine, rung
+from agent.engine import Engine
 from agent.errors import ExpressionError, StoreError, UpkeepError
 from agent.guards import Situation
 from agent.handlers import Handler, Tools, make
-from agent.model import Action, ActionStatus, AlertState, Event, Mode, Outcome, Plan, Severity, Verdict
+from agent.model import (
+    Action,
+    ActionStatus,
+    Alert,
+    AlertState,
+    Event,
+    Mode,
+    Outcome,
+    Plan,
+    Series,
+    Severity,
+    Verdict,
+)
 from agent.promql.nodes import Binary
 from agent.rulefile import AlertRule
 from agent.silencing import silence_of
@@ -152,7 +164,7 @@ class Dispatch:
         except UpkeepError as error:
             await self._close(action, ActionStatus.REFUSED, "bad_parameters", error=str(error))
             return False
-        action = dataclasses.replace(action, resource=handler.resource())
+        action = dataclasses.replace(action, resource=_resource(action, handler))
         if not self._still_wanted(action):
             await self._close(action, ActionStatus.REFUSED, "alert_cleared")
             return False
@@ -335,11 +347,11 @@ class Dispatch:
 
     async def _next_rung(self, action: Action) -> None:
         """One rung up, unless the alert has cleared meanwhile. The last rung is a person's."""
+        alert = self._alert_of(action)
         rule = self._engine.rule_named(action.rule, action.labels) if action.rule else None
-        if rule is None or not self._still_wanted(action):
+        if rule is None or alert is None:
             return
-        at = self._clock.wall()
-        following = rung(rule, action.labels, action.fired_at, action.step + 1, 1, self._brakes.mode, at)
+        following = self._engine.request(rule, alert, action.step + 1, self._clock.wall())
         if following is not None:
             await self._request(following)
         else:
@@ -368,13 +380,14 @@ class Dispatch:
 
     def _still_wanted(self, action: Action) -> bool:
         """Whether the alert behind an action still fires; a job's or a person's action always is wanted."""
-        if not action.rule:
-            return True
-        return any(
-            alert.rule == action.rule and alert.labels == action.labels and alert.state is AlertState.FIRING
-            and not (alert.missing and not self._fires_on_missing(action))
-            for alert in self._engine.alerts()
-        )  # fmt: skip
+        return not action.rule or self._alert_of(action) is not None
+
+    def _alert_of(self, action: Action) -> Alert | None:
+        """The firing alert behind an action; one whose data went missing counts as none unless missing is its cause."""
+        for alert in self._engine.alerts():
+            if (alert.rule, alert.labels, alert.state) == (action.rule, action.labels, AlertState.FIRING):
+                return alert if not alert.missing or self._fires_on_missing(action) else None
+        return None
 
     def _fires_on_missing(self, action: Action) -> bool:
         rule = self._engine.rule_named(action.rule, action.labels)
@@ -415,6 +428,13 @@ class Dispatch:
             circuit_open=any(_same_work(circuit, action) for circuit in await self._ledger.circuits()),
             locked=action.resource in self._locked,
         )
+
+
+def _resource(action: Action, handler: Handler) -> str:
+    """The key of an action's lock, cooldown and circuit. What tells a person is counted for each alert of its own."""
+    if handler.harmless and action.rule:
+        return f"{handler.resource()} {Series(action.rule, action.labels)}"
+    return handler.resource()
 
 
 def _same_work(one: Past | Circuit, action: Action) -> bool:

@@ -117,28 +117,28 @@ def _query(source: Source, at: float) -> Callable[[object], object]:
     return lambda node: evaluate(node, source, at)  # type: ignore[arg-type]
 
 
-def first_request(rule: AlertRule, alert: Alert, mode: Mode, at: float) -> Action | None:
-    """The action that a firing alert asks for first; None for a rule without a remediation."""
-    return rung(rule, alert.labels, alert.fired_at or at, 0, 1, mode, at)
+def rung(rule: AlertRule, alert: Alert, index: int, mode: Mode, at: float, *, summary: str = "") -> Action | None:
+    """The action for one rung of a rule's ladder; None where the ladder ends, or for a rule without one.
 
-
-def rung(
-    rule: AlertRule, labels: Labels, fired_at: float, index: int, attempt: int, mode: Mode, at: float
-) -> Action | None:
-    """The action for one rung of a rule's ladder; None where the ladder ends."""
+    ``summary`` is the alert in words: what tells a person adds it to its message. It is text for eyes, and no other
+    parameter of any step ever comes from data.
+    """
     if rule.remediation is None or index >= len(rule.remediation.steps):
         return None
     chosen = rule.remediation.steps[index]
+    params = dataclasses.asdict(chosen.spec)
+    if summary and "message" in params:
+        params["message"] = f"{params['message']}: {summary}"
     return Action(
         id=0,
         cause=f"alert {rule.name}",
         rule=rule.name,
-        labels=labels,
-        fired_at=fired_at,
+        labels=alert.labels,
+        fired_at=alert.fired_at or at,
         step=index,
-        attempt=attempt,
+        attempt=1,
         handler=chosen.handler,
-        params=dataclasses.asdict(chosen.spec),
+        params=params,
         resource="",
         status=ActionStatus.REQUESTED,
         requested_at=at,
@@ -277,6 +277,15 @@ class Engine:
         for group in self._rules.groups:
             await self._judge_group(group, self._clock.wall())
 
+    def request(self, rule: AlertRule, alert: Alert, index: int, at: float) -> Action | None:
+        """The action for one rung of a rule's ladder, its message in the words of the alert's summary."""
+        try:
+            summary = annotation(rule, "summary", alert, self._recent, at)
+        except ExpressionError as error:
+            log.warning("summary_failed rule=%s error=%s", rule.name, error)
+            summary = ""
+        return rung(rule, alert, index, self._mode, at, summary=summary)
+
     async def verify(self, name: str, labels: Labels, at: float) -> float | None:
         """Ask a rule's own expression whether an alert still stands: its value, or None when it is no longer true.
 
@@ -372,7 +381,7 @@ class Engine:
                 if (before is None and not ended) or (before and _stored_part(before) != _stored_part(alert)):
                     changed.append(alert)
                 if alert.state is AlertState.FIRING and (before is None or before.state is not AlertState.FIRING):
-                    request = first_request(judged.rule, alert, self._mode, at)
+                    request = self.request(judged.rule, alert, 0, at)
                     requests.extend([request] if request else [])
         if changed:
             faultpoint.reach("alert_before")

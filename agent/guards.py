@@ -32,7 +32,8 @@ WAITING = frozenset(
 class Situation:
     """What the brakes look at, gathered at one instant.
 
-    ``harmless`` handlers change nothing on the host (they tell a person): only silences and limits hold them back.
+    ``harmless`` handlers change nothing on the host (they tell a person): only silences, cooldowns and the rule's own
+    limit hold them back.
     ``by_person`` is an action somebody asked for by hand: it overrides the mode, the grace and the counts, never the
     pause, the lock or a cap.
     """
@@ -96,7 +97,8 @@ def cooldown(now: Situation) -> str:
 
 
 def hourly_limit(now: Situation) -> str:
-    return "hourly_limit" if now.in_last_hour >= now.actions_per_hour and not now.by_person else ""
+    used_up = now.in_last_hour >= now.actions_per_hour and not (now.by_person or now.harmless)
+    return "hourly_limit" if used_up else ""
 
 
 def rule_limit(now: Situation) -> str:

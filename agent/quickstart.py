@@ -130,8 +130,11 @@ class Story:
 
     async def _log_line(self) -> None:
         self._head("A log line")
-        path = self._var / "log" / "worker.log"
+        # A file of this run's own: what an earlier run wrote is an alert of its own, which may still stand.
+        path = self._var / "log" / f"worker-{os.getpid()}.log"
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} ERROR worker 3: CUDA out of memory. GPU 0\n"
+        for earlier in path.parent.glob("worker-*.log"):
+            earlier.unlink()
         path.touch()
         await asyncio.sleep(1.0)
         with Reader.open(self._agent.state_dir) as reader:
@@ -139,7 +142,7 @@ class Story:
             written = time.monotonic()
             with path.open("a", encoding="utf-8") as file:
                 file.write(line)
-            self._say(f"appended to log/worker.log: {line.strip()}")
+            self._say(f"appended to log/{path.name}: {line.strip()}")
             async for _ in _polling(0.001):
                 found = reader.sql("SELECT message FROM event WHERE id > ? AND kind = 'log_match'", (before,))[1]
                 if found:

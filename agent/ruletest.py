@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Generic, TypeVar
 
 from agent import rulefile, yamlfile
-from agent.engine import alert_samples, annotation, first_request, judge, kept
+from agent.engine import alert_samples, annotation, judge, kept, rung
 from agent.errors import ExpressionError, Fault
 from agent.located import MISSING, Duration, Faults, FromNode, Node, Scalar, build, parse_duration
 from agent.model import STALE, Action, Alert, AlertState, Labels, Mode, make_labels
@@ -308,7 +308,7 @@ class _Run:
         for labels, alert in states.items():
             was = before.get(labels)
             if alert.state is AlertState.FIRING and (was is None or was.state is not AlertState.FIRING):
-                request = first_request(rule, alert, self._mode, at)
+                request = rung(rule, alert, 0, self._mode, at)
                 self._actions.extend([request] if request else [])
         for series, value in alert_samples(before, states).items():
             self._source.add(make_labels({**dict(series.labels), NAME: series.metric}), at, value)

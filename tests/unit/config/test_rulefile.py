@@ -150,24 +150,9 @@ def test_two_alerts_that_nothing_tells_apart_are_doubted(tmp_path: Path) -> None
     assert not warnings(tmp_path, f"groups: [{{name: g, rules: [{rule}, {rule.replace('S}', 'T}')}]}}]\n")
 
 
-WORDS = st.sampled_from(
-    [
-        "groups",
-        "name",
-        "rules",
-        "alert",
-        "expr",
-        "for",
-        "labels",
-        "clear",
-        "remediation",
-        "steps",
-        "clean_cache",
-        "path",
-    ]
-    + ["patterns", "regex", "jobs", "schedule", "up>0", "5m", "10GiB", "/tmp/x", "-", ":", "[", "]", "{", "}", ","]
-    + ["'", '"', "|", "#", "&", "*", "!", "~", "é", "\n", "\n  ", "\t"]
-)
+KEYS = "groups name rules alert expr for labels clear remediation steps clean_cache path patterns regex jobs schedule"
+MARKS = "up>0 5m 10GiB /tmp/x - : [ ] { } , ' | # & * ! ~ é"
+WORDS = st.sampled_from([*KEYS.split(), *MARKS.split(), '"', "\n", "\n  ", "\t"])
 
 
 @settings(max_examples=400, deadline=None)

@@ -63,7 +63,9 @@ def test_a_person_does_not_override_the_pause_the_lock_or_a_disabled_handler(rea
     assert guards.first_reason(replace(HELD[reason], by_person=True)) == reason
 
 
-@pytest.mark.parametrize("reason", ["paused", "observe_mode", "boot_grace", "host_busy", "awaiting_approval"])
+@pytest.mark.parametrize(
+    "reason", ["paused", "observe_mode", "boot_grace", "host_busy", "hourly_limit", "awaiting_approval"]
+)
 def test_telling_a_person_is_held_back_by_no_brake_on_changes(reason: str) -> None:
     assert guards.first_reason(replace(HELD[reason], harmless=True)) == ""
 
