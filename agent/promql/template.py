@@ -1,9 +1,9 @@
 """Annotation and label templates: the part of Go's ``text/template`` that alerting rules use.
 
 ``{{ $labels.x }}``, ``{{ $value }}``, ``{{ .Labels.x }}``, ``{{ .Value }}``, pipes, brackets, ``if``/``else if``/
-``else``/``with``/``end``, comments, the trim marks ``{{-`` and ``-}}``, and the functions in the tables below. Numbers
-are written as Go writes them. A template is compiled once; anything more than this is an error then, not at three in
-the morning. The result is plain text, and what labels hold is never read as a template again.
+``else``/``with``/``range``/``end``, comments, the trim marks ``{{-`` and ``-}}``, and the functions in the table at the
+end. Numbers are written as Go writes them. A template is compiled once; anything more than this is an error then, not
+at three in the morning. The result is plain text, and what labels hold is never read as a template again.
 
 Formats: https://prometheus.io/docs/prometheus/2.42/configuration/template_reference/ and https://pkg.go.dev/fmt.
 """
@@ -68,12 +68,15 @@ _Operand = _Path | _Literal | _Call | _Pipeline
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """``if`` or ``with``: the body when the condition is not empty; ``with`` also makes it the dot."""
+    """``if``, ``with`` and ``range``: the body when the condition is not empty.
 
+    ``with`` makes the condition the dot, ``range`` each of its elements in turn.
+    """
+
+    keyword: str
     condition: _Pipeline
     body: tuple[_Part, ...]
     otherwise: tuple[_Part, ...]
-    rebinds: bool
 
 
 _Part = str | _Pipeline | _Branch
@@ -133,6 +136,7 @@ _TOKEN = re.compile(
 )
 _COMMENT = re.compile(r"\{\{(-\s)?\s*/\*.*?\*/\s*(\s-)?\}\}", re.S)
 _END, _ELSE = "end", "else"
+_KEYWORDS = ("if", "with", "range")
 
 
 class _Parser:
@@ -145,7 +149,7 @@ class _Parser:
     def parse(self) -> tuple[_Part, ...]:
         parts, stopped = self._block()
         if stopped:
-            self._fail(f'"{stopped}" without "if" or "with"')
+            self._fail(f'"{stopped}" without "if", "with" or "range"')
         return parts
 
     def _fail(self, reason: str) -> NoReturn:
@@ -179,16 +183,14 @@ class _Parser:
             parts.append(self._action())
 
     def _action(self) -> _Part:
-        if self._kind == "word" and self._token in ("if", "with"):
+        if self._kind == "word" and self._token in _KEYWORDS:
             return self._branch()
-        if self._kind == "word" and self._token in ("range", "define", "template", "block", "break", "continue"):
-            self._fail(f'"{self._token}" is not part of this template language')
         pipeline = self._pipeline()
         self._close()
         return pipeline
 
     def _branch(self) -> _Branch:
-        rebinds = self._token == "with"
+        keyword = self._token
         self._next()
         condition = self._pipeline()
         self._close()
@@ -197,14 +199,14 @@ class _Parser:
         if stopped == _ELSE:
             self._next()
             if self._kind == "word" and self._token == "if":
-                return _Branch(condition, body, (self._branch(),), rebinds)
+                return _Branch(keyword, condition, body, (self._branch(),))
             self._close()
             otherwise, stopped = self._block()
         if stopped != _END:
-            self._fail('"if" or "with" without "end"')
+            self._fail(f'"{keyword}" without "end"')
         self._next()
         self._close()
-        return _Branch(condition, body, otherwise, rebinds)
+        return _Branch(keyword, condition, body, otherwise)
 
     # -- inside {{ }}
 
@@ -317,12 +319,23 @@ class _Expansion:
             case str():
                 return part
             case _Branch():
-                condition = self._value(part.condition, dot)
-                if _truth(condition):
-                    return self.write(part.body, condition if part.rebinds else dot)
-                return self.write(part.otherwise, dot)
+                return self._branch(part, self._value(part.condition, dot), dot)
             case _:
                 return go_value(self._value(part, dot))
+
+    def _branch(self, branch: _Branch, condition: object, dot: object) -> str:
+        if not _truth(condition):
+            return self.write(branch.otherwise, dot)
+        match branch.keyword, condition:
+            case "if", _:
+                return self.write(branch.body, dot)
+            case "with", _:
+                return self.write(branch.body, condition)
+            case _, list(elements):
+                return "".join([self.write(branch.body, element) for element in elements])
+            case _, dict(pairs):
+                return "".join([self.write(branch.body, pairs[key]) for key in sorted(pairs)])
+        raise ExpressionError(f"cannot range over {go_value(condition)}")
 
     def _value(self, operand: _Operand, dot: object) -> object:
         match operand:

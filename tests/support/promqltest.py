@@ -227,10 +227,10 @@ def _judge(test: Evaluation, source: MemorySource, native: set[Labels], options:
     try:
         expr = parse(test.expr)
     except ExpressionError as error:
-        if any("{{" in line for line in test.expected) or any(dict(labels)[NAME] in test.expr for labels in native):
-            tally.native += 1
-        elif test.fails:
+        if test.fails:
             tally.passed += 1
+        elif any("{{" in line for line in test.expected) or any(dict(labels)[NAME] in test.expr for labels in native):
+            tally.native += 1
         else:
             tally.failures.append(Failure(test.line, test.expr, str(error)))
         return
