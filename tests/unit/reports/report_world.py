@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,9 +116,15 @@ class Shape:
             at += self.step_s
 
 
-async def open_world(folder: Path, start: float) -> World:
+@asynccontextmanager
+async def open_world(folder: Path, start: float) -> AsyncIterator[World]:
+    """A new host; its store is closed whatever happens, or its threads would outlive a failing test."""
     clock = ManualClock(wall=start)
-    return World(await Store.open(folder, clock=clock, limits=Retention()), clock)
+    store = await Store.open(folder, clock=clock, limits=Retention())
+    try:
+        yield World(store, clock)
+    finally:
+        await store.close()
 
 
 async def sample(world: World, shape: Shape) -> None:
@@ -179,12 +186,9 @@ def make(folder: Path, shape: Shape) -> None:
     """A working week: two repairs, one that did not help and still fires, an observed one, log matches, a gap."""
 
     async def write() -> None:
-        world = await open_world(folder, shape.start)
-        try:
+        async with open_world(folder, shape.start) as world:
             await sample(world, shape)
             await _happenings(world, shape)
-        finally:
-            await world.store.close()
 
     asyncio.run(write())
 

@@ -111,9 +111,8 @@ def test_the_page_needs_nothing_else(working_day: Path) -> None:
 
 def test_a_quiet_day_is_a_short_page(tmp_path: Path) -> None:
     async def quiet() -> None:
-        world = await open_world(tmp_path, END - 3 * HOUR_S)
-        await sample(world, Shape(END - 3 * HOUR_S, END, 60.0))
-        await world.store.close()
+        async with open_world(tmp_path, END - 3 * HOUR_S) as world:
+            await sample(world, Shape(END - 3 * HOUR_S, END, 60.0))
 
     asyncio.run(quiet())
     told = document(tmp_path, Period.last(3 * HOUR_S, END, BERLIN))
@@ -126,12 +125,11 @@ def test_a_quiet_day_is_a_short_page(tmp_path: Path) -> None:
 
 def test_the_first_minute_gives_a_first_look(tmp_path: Path) -> None:
     async def begin() -> None:
-        world = await open_world(tmp_path, END - 40)
-        await sample(world, Shape(END - 40, END, 1.0))
-        labels = make_labels(path=CACHE, severity="warning")
-        alert = await world.alert("SandboxCacheTooLarge", labels, at=END - 20, ended=END - 10)
-        await world.action(cleaning(alert, at=END - 20))
-        await world.store.close()
+        async with open_world(tmp_path, END - 40) as world:
+            await sample(world, Shape(END - 40, END, 1.0))
+            labels = make_labels(path=CACHE, severity="warning")
+            alert = await world.alert("SandboxCacheTooLarge", labels, at=END - 20, ended=END - 10)
+            await world.action(cleaning(alert, at=END - 20))
 
     asyncio.run(begin())
     told = document(tmp_path, Period.last(DAY_S, END, BERLIN), title="First look")
@@ -147,8 +145,8 @@ def test_the_first_minute_gives_a_first_look(tmp_path: Path) -> None:
 
 def test_a_store_without_a_sample_says_so(tmp_path: Path) -> None:
     async def nothing() -> None:
-        world = await open_world(tmp_path, END)
-        await world.store.close()
+        async with open_world(tmp_path, END):
+            pass
 
     asyncio.run(nothing())
     told = document(tmp_path, Period.last(DAY_S, END, BERLIN))
@@ -201,21 +199,20 @@ async def _hostile(folder: Path, payloads: list[str], samples: int) -> None:
     """One store that shows many hostile strings: as rules, labels, paths, log lines, files, patterns, messages."""
     strings = iter([text.encode("utf-8", "replace").decode() for text in payloads])
     at = END - HOUR_S
-    world = await open_world(folder, at)
-    names = [next(strings) for _ in range(26)]
-    series = tuple(
-        [Series("directory_size_bytes", make_labels(path=name)) for name in names[:14]]
-        + [Series(f"node_filesystem_{figure}_bytes", make_labels(mountpoint=name, device=name, fstype="x"))
-           for name in names[14:] for figure in ("size", "avail")]
-    )  # fmt: skip
-    for second in range(samples):
-        values = [float(i + 1) * (second + 1) * 1e6 for i in range(14)] + [5e9, 5e9 - second * 1e8] * 12
-        await world.store.metrics.append([Reading(at + second, series, values)])
-    await _hostile_ledger(world, at, strings)
-    left = list(strings)
-    events = [match(f"p{i % 12}", text, at=at + i, file=left[-1]) for i, text in enumerate(left)]
-    await world.store.metrics.add_events(events)
-    await world.store.close()
+    async with open_world(folder, at) as world:
+        names = [next(strings) for _ in range(26)]
+        series = tuple(
+            [Series("directory_size_bytes", make_labels(path=name)) for name in names[:14]]
+            + [Series(f"node_filesystem_{figure}_bytes", make_labels(mountpoint=name, device=name, fstype="x"))
+               for name in names[14:] for figure in ("size", "avail")]
+        )  # fmt: skip
+        for second in range(samples):
+            values = [float(i + 1) * (second + 1) * 1e6 for i in range(14)] + [5e9, 5e9 - second * 1e8] * 12
+            await world.store.metrics.append([Reading(at + second, series, values)])
+        await _hostile_ledger(world, at, strings)
+        left = list(strings)
+        events = [match(f"p{i % 12}", text, at=at + i, file=left[-1]) for i, text in enumerate(left)]
+        await world.store.metrics.add_events(events)
 
 
 async def _hostile_ledger(world: World, at: float, strings: object) -> None:

@@ -40,10 +40,9 @@ def told(folder: Path, story: Story, *, until: float = END, period: Period = PER
     """All sections over two sampled hours in which ``story`` happened."""
 
     async def write() -> None:
-        world = await open_world(folder, START)
-        await sample(world, Shape(START, until, 60.0))
-        await story(world)
-        await world.store.close()
+        async with open_world(folder, START) as world:
+            await sample(world, Shape(START, until, 60.0))
+            await story(world)
 
     asyncio.run(write())
     with Reader.open(folder) as reader:
