@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import date
@@ -11,7 +12,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from report_world import CACHE, GIB, HOUR_S, Shape, World, cleaning, match, open_world, sample
 
+from agent import cli
 from agent.model import ActionStatus, Event, Mode, Reading, Series, Severity, Verdict, make_labels
+from agent.silencing import parse_matchers
 from agent.store import Circuit
 from agent.store.read import Reader
 from reports.history import first_sample, tracks
@@ -353,3 +356,29 @@ def test_modes_are_named_as_the_ledger_names_them(tmp_path: Path) -> None:
     actions = told(tmp_path, story)["actions"]
     assert isinstance(actions, Actions)
     assert actions.by_hand == 1
+
+
+def test_the_command_line_takes_every_command_that_is_printed(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        odd = make_labels(path='/tmp/a "b" \\c', severity="critical")
+        for change in (
+            {"status": ActionStatus.OBSERVED, "verdict": None, "outcome": None},
+            {"status": ActionStatus.REFUSED, "verdict": None, "outcome": None, "reason": "paused"},
+            {"status": ActionStatus.REFUSED, "verdict": None, "outcome": None, "reason": "circuit_open"},
+            {"status": ActionStatus.AWAITING_APPROVAL, "verdict": None, "outcome": None},
+        ):
+            alert = await world.alert(f"Rule{change.get('reason', change['status'])}", odd, at=END - 60)
+            await world.action(replace(cleaning(alert, at=END - 50), **change))  # type: ignore[arg-type]
+        await world.store.ledger.open_circuit(Circuit("clean_cache", "cache:/x", END - 60, "twice without effect"))
+
+    printed = {line for need in needs_of(tmp_path, story).items for line in need.commands}
+    verbs = set()
+    for line in printed:
+        program, *words = shlex.split(line)
+        assert program == "upkeep"
+        arguments = cli.make_parser().parse_args(words)
+        verbs.add(words[0])
+        if words[0] == "silence":
+            assert {m.name for m in parse_matchers(arguments.subject)} == {"alertname", "path", "severity"}
+            assert {m.value for m in parse_matchers(arguments.subject)} >= {'/tmp/a "b" \\c', "critical"}
+    assert verbs == {"apply", "approve", "circuit", "explain", "resume", "silence"}
