@@ -1,4 +1,4 @@
-"""What every benchmark needs: results beside a goal, the cost of a process and its children, peers on loopback.
+"""What every benchmark needs: results beside a goal, a real agent, the cost of processes, peers on loopback.
 
 A benchmark is a module with ``def measure() -> Iterable[Result]``. Compare only figures of one run: the same code
 varies by a third from minute to minute on a shared host.
@@ -9,33 +9,47 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import os
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import IO, Literal
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """An upper bound on our own figure, or on its ratio to the peer's."""
+    """A bound on our own figure, or on its ratio to the peer's."""
 
-    at_most: float
+    bound: float
     of: Literal["ratio", "ours"] = "ratio"
+    sense: Literal["<=", ">="] = "<="
+
+    def met_by(self, figure: float) -> bool:
+        return figure <= self.bound if self.sense == "<=" else figure >= self.bound
+
+    def __str__(self) -> str:
+        return f"{self.sense} {self.bound:g}"
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One promise, measured. ``theirs`` is None where there is no peer, or ``peer`` says that it could not be had."""
+    """One promise, measured; without a goal, a figure that only informs.
+
+    ``theirs`` is None where there is no peer, or ``peer`` says that it could not be had.
+    """
 
     benchmark: str
     metric: str
     unit: str
     ours: float
-    goal: Goal
+    goal: Goal | None = None
     peer: str = ""
     theirs: float | None = None
 
@@ -45,9 +59,11 @@ class Result:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is met; None where the peer that it is measured by could not be had."""
+        """Whether the goal is met; None without a goal, or where the peer that it is measured by could not be had."""
+        if self.goal is None:
+            return None
         figure = self.ratio if self.goal.of == "ratio" else self.ours
-        return None if figure is None else figure <= self.goal.at_most
+        return None if figure is None else self.goal.met_by(figure)
 
     def line(self) -> str:
         """The result as one line of JSON."""
@@ -59,7 +75,7 @@ class Result:
             "peer": self.peer,
             "theirs": _rounded(self.theirs),
             "ratio": _rounded(self.ratio),
-            "goal": f"<= {self.goal.at_most:g}",
+            "goal": str(self.goal) if self.goal else None,
             "met": self.met,
         }
         return json.dumps(facts)
@@ -67,24 +83,91 @@ class Result:
 
 def table(results: Iterable[Result]) -> str:
     """Results as a Markdown table, as the README shows them."""
-    rows = ["| benchmark | metric | ours | peer | theirs | ratio | goal | met |", "|---|---|---|---|---|---|---|---|"]
+    rows = ["| benchmark | promise | ours | peer | theirs | ratio | goal | met |", "|---|---|---|---|---|---|---|---|"]
     for result in results:
-        goal = f"{'ratio ' if result.goal.of == 'ratio' else ''}<= {result.goal.at_most:g}"
-        met = {True: "yes", False: "**no**", None: "not compared"}[result.met]
-        unit = f" {result.unit}".rstrip()
-        theirs = "" if result.theirs is None else f"{_rounded(result.theirs)}{unit}"
         cells = (
             result.benchmark,
             result.metric,
-            f"{_rounded(result.ours)}{unit}",
+            _figure(result.ours, result.unit),
             result.peer,
-            theirs,
+            _figure(result.theirs, result.unit),
             "" if result.ratio is None else f"{result.ratio:.2f}",
-            goal,
-            met,
+            _goal(result.goal),
+            _verdict(result),
         )
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _figure(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{_rounded(value):g} {unit}".rstrip()
+
+
+def _goal(goal: Goal | None) -> str:
+    if goal is None:
+        return ""
+    return f"ratio {goal}" if goal.of == "ratio" else str(goal)
+
+
+def _verdict(result: Result) -> str:
+    if result.goal is None:
+        return ""
+    return {True: "yes", False: "**no**", None: "not compared"}[result.met]
+
+
+def as_installed() -> dict[str, str]:
+    """An environment in which Python keeps what it compiled, as an installed agent finds it; else each start compiles.
+
+    The first start fills it: measure from the second on.
+    """
+    compiled = os.path.join(tempfile.gettempdir(), f"upkeep-bench-{os.getuid()}")
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPYCACHEPREFIX": compiled}
+
+
+class Agent:
+    """A real ``upkeep run`` on a folder of its own, without rules for directories and without a socket.
+
+    Parameters
+    ----------
+    folder
+        Where its configuration, its state, its logs (``log/``) and its own output go.
+    config, rules
+        YAML that is added to the configuration; the text of a rule file.
+    """
+
+    def __init__(self, folder: Path, config: str = "", rules: str = "") -> None:
+        self.folder, self.state = folder, folder / "state"
+        self.config = folder / "upkeep.yaml"
+        (folder / "log").mkdir()
+        self.config.write_text(
+            f"state_dir: {self.state}\nrule_files: [rules.yaml]\n"
+            f"collect: {{interval: 1s, directories: false}}\nlogs: [{{paths: [{folder}/log/*.log]}}]\n{config}"
+        )
+        (folder / "rules.yaml").write_text(rules or "groups: []\n")
+        for path in (self.config, folder / "rules.yaml"):
+            path.chmod(0o644)  # files that others may write are refused
+
+    def command(self, *words: str) -> list[str]:
+        """The command line of one of upkeep's commands on this agent."""
+        return [sys.executable, "-P", "-m", "agent", *words, "--config", str(self.config)]
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        """The agent, from when it says that it has started; it is stopped at the end.
+
+        Raises
+        ------
+        RuntimeError
+            It ended, with its output.
+        """
+        output = self.folder / "agent.log"
+        with output.open("wb") as file, started(self.command("run", "-v"), stderr=file) as process:
+            while "agent_started" not in output.read_text():
+                if process.poll() is not None:
+                    raise RuntimeError(f"cannot start the agent:\n{output.read_text()}")
+                time.sleep(0.02)
+            yield process
 
 
 def cpu_s(pid: int) -> float:
@@ -132,9 +215,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def started(command: Sequence[str], stderr: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is ended at the end; what it has to complain about is seen."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=as_installed())
     try:
         yield process
     finally:
@@ -172,3 +255,9 @@ def paced(seconds: float, interval_s: float = 1.0) -> Iterator[int]:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
+
+
+def percentile(values: Iterable[float], percent: int) -> float:
+    """The smallest value that at least ``percent`` of a hundred do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
