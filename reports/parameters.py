@@ -10,7 +10,7 @@ from agent.located import Duration, Size
 from agent.specs import HANDLERS
 from reports.records import command
 
-_SECONDS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+_MILLISECONDS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
 _BYTES = (("TiB", 1024**4), ("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024), ("B", 1))
 
 
@@ -35,13 +35,13 @@ def _words(handler: str, params: Mapping[str, object]) -> list[str]:
 def _written(value: object, hint: object) -> str:
     if isinstance(value, int | float):
         if hint in (Duration, Duration | None):
-            return _in_units(value, _SECONDS)
+            return _in_units(round(value * 1000), _MILLISECONDS)
         if hint in (Size, Size | None):
-            return _in_units(value, _BYTES)
+            return _in_units(round(value), _BYTES)
     return str(value)
 
 
-def _in_units(value: float, units: tuple[tuple[str, int], ...]) -> str:
+def _in_units(value: int, units: tuple[tuple[str, int], ...]) -> str:
     """The number in the largest unit that leaves it whole."""
     name, factor = next(((name, factor) for name, factor in units if value and value % factor == 0), units[-1])
-    return f"{value / factor:g}{name}"
+    return f"{value // factor}{name}"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -10,9 +11,12 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from report_world import CACHE, GIB, HOUR_S, Shape, World, cleaning, match, open_world, sample
 
 from agent import cli
+from agent.commands import act
 from agent.model import ActionStatus, Event, Mode, Reading, Series, Severity, Verdict, make_labels
 from agent.silencing import parse_matchers
 from agent.store import Circuit
@@ -335,6 +339,23 @@ def test_parameters_are_written_as_a_person_types_them() -> None:
     )
     assert apply_command("notify", {"message": "it's"}) == "upkeep apply notify 'message=it'\"'\"'s'"
     assert apply_command("unknown", {"x": 1, "y": None}) == "upkeep apply unknown x=1"
+
+
+@given(
+    st.text("ab /'\"=\\é", max_size=20),
+    st.one_of(st.none(), st.integers(1, 10**9).map(lambda ms: ms / 1000)),
+    st.integers(1, 2**50),
+    st.sampled_from(["atime", "mtime"]),
+    st.integers(0, 10**7).map(lambda ms: ms / 1000),
+)
+def test_the_command_line_reads_back_what_an_action_was_given(
+    name: str, older: float | None, down: int, use: str, keep: float
+) -> None:
+    path = os.path.normpath(f"/cache/{name}".strip())
+    given_params = {"path": path, "older_than": older, "down_to": down, "use": use, "keep_used_within": keep}
+    line = apply_command("clean_cache", given_params)
+    if line:  # a path with two blanks in a row, say, cannot be shown as it is
+        assert act._params("clean_cache", shlex.split(line)[3:]) == pytest.approx(given_params)
 
 
 def test_a_command_that_cannot_be_shown_whole_is_not_shown() -> None:
