@@ -1,7 +1,8 @@
 """Every command of docs/tutorial.md, in its order, as a reader would type them: two terminals, a home, a checkout.
 
-What a reader sees is said beside each block in a comment that Markdown does not show: ``shows: TEXT`` (the output holds it,
-tried again as a reader would), ``runs until: TEXT`` (a first terminal, which stays open), ``ends: TEXT`` (Ctrl-C there).
+What a reader sees is said beside each block in a comment that Markdown does not show: ``shows: TEXT`` (the output holds
+it, tried again as a reader would), ``runs until: TEXT`` (a first terminal, which stays open), ``ends: TEXT`` (Ctrl-C
+there).
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Terminals:
     def run(self, code: str, awaited: str) -> None:
         """A block in the first terminal, until it says what is awaited."""
         with (self._folder / "first.log").open("wb") as log:
-            self._program = subprocess.Popen(
+            program = subprocess.Popen(
                 ["bash", "-c", f"{self._exports}\nexec {code}"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -116,8 +117,9 @@ class Terminals:
                 env=self._environment,
                 start_new_session=True,
             )
-        until(lambda: awaited in self.log() or self._program.poll() is not None, f'"{awaited}" of: {code}', 60.0)
-        assert self._program.poll() is None, self.log()
+        self._program = program
+        until(lambda: awaited in self.log() or program.poll() is not None, f'"{awaited}" of: {code}', 60.0)
+        assert program.poll() is None, self.log()
 
     def interrupt(self) -> str:
         """Ctrl-C in the first terminal; what it had said."""

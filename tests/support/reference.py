@@ -16,6 +16,7 @@ from agent import config, handlers, located, metrics, specs
 from agent.cli import make_parser
 from agent.config import Config
 from agent.located import hints, key_of
+from tests.support import schema
 
 ROOT = Path(__file__).parents[2]
 
@@ -344,6 +345,8 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/reference/configuration.md": configuration,
     "docs/reference/handlers.md": handler_pages,
     "docs/reference/metrics.md": metrics.reference,
+    "docs/reference/upkeep.schema.json": schema.configuration,
+    "docs/reference/rules.schema.json": schema.rules,
     "docs/decisions/README.md": decisions,
 }
 """Each generated page, by its place in the checkout, and what makes it."""
