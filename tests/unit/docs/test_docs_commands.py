@@ -92,7 +92,7 @@ def known_names() -> set[str]:
     """Handlers, shipped rules, patterns and jobs, and commands."""
     shipped = rulefile.load(rulefile.shipped())
     names = {*HANDLERS, *(rule.name for rule in shipped.alert_rules)}
-    names |= {each.name for each in (*shipped.patterns, *shipped.jobs)}
+    names |= {pattern.name for pattern in shipped.patterns} | {job.name for job in shipped.jobs}
     return names | set(OPTIONS)
 
 
