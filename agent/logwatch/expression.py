@@ -101,6 +101,9 @@ def analyse(regex: str) -> Needs:
             tree = parser.parse(regex)
     except (re.error, RecursionError, OverflowError, Warning):
         return Needs()
+    if tree.getwidth()[0] == 0:
+        # A match of no characters (``^\b``) is one that Hyperscan does not report.
+        return Needs()
     writer = _Writer(wide=not regex.isascii())
     ignore_case = bool(tree.state.flags & sre.SRE_FLAG_IGNORECASE)
     literal = writer.literal(tree, ignore_case)

@@ -10,7 +10,8 @@ from agent.errors import PatternError
 from agent.logwatch.patterns import Pattern, compile_patterns
 from agent.logwatch.tailer import LINE_BYTES
 
-MILLISECONDS_A_LINE = 1.0
+MILLISECONDS_A_LINE = 10.0
+"""Far above what a line costs (0.6 ms, decision 030), far below an engine whose time grows faster than the line."""
 
 CORPUS = [
     r"ERROR.*evaluation failed",
@@ -94,7 +95,7 @@ def test_the_corpus_is_as_large_as_promised() -> None:
 
 @pytest.mark.parametrize("use_hyperscan", [True, False], ids=["hyperscan", "re2"])
 @pytest.mark.parametrize("regex", CORPUS)
-def test_a_hostile_line_costs_a_millisecond_at_most(regex: str, use_hyperscan: bool) -> None:
+def test_a_hostile_line_costs_no_more_than_its_length(regex: str, use_hyperscan: bool) -> None:
     try:
         matcher = compile_patterns([Pattern("p", regex)], use_hyperscan=use_hyperscan)
     except PatternError:

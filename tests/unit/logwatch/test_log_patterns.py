@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.errors import PatternError
@@ -37,6 +37,7 @@ LINES = st.lists(st.lists(st.sampled_from(TOKENS), max_size=12).map("".join), mi
 
 @settings(max_examples=400, deadline=None)
 @given(regex=regexes(), lines=LINES)
+@example(regex=r"^\b", lines=["a"])
 def test_every_way_finds_what_pythons_re_finds(regex: str, lines: list[str]) -> None:
     pattern = Pattern("p", regex)
     try:
