@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -146,6 +147,10 @@ def rung(rule: AlertRule, alert: Alert, index: int, mode: Mode, at: float, *, su
     )
 
 
+REST_SHARE = 1 / 240
+LONGEST_REST_S = 3600.0
+
+
 # -- the runner ------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +161,8 @@ class _Judged:
     rule: AlertRule
     states: States
     failing: bool = False
+    rests_until: float = -math.inf
+    """On the boot clock: a rule that must read the files is not judged again before."""
 
 
 @dataclass(slots=True)
@@ -351,6 +358,9 @@ class Engine:
         updates: list[tuple[_Judged, States]] = []
         for rule in rules:
             judged = self._judged[_key(rule)]
+            if judged.rests_until > self._clock.boot():
+                continue
+            judged.rests_until = self._clock.boot() + self._rest_s(rule)
             try:
                 states = await self._with_source(rule.expr, functools.partial(_judge, judged, at))
             except ExpressionError as error:
@@ -370,6 +380,13 @@ class Engine:
                 return ask(source)
 
         return await asyncio.to_thread(over_files)
+
+    def _rest_s(self, rule: AlertRule) -> float:
+        """How long a rule need not be judged again: nothing for one that memory answers; for one that looks back over
+        days, a small share of that, since reading them costs seconds and six minutes do not change a day.
+        """
+        lookback_s = max(rule.expr.lookback_s, rule.clear.lookback_s if rule.clear else 0.0)
+        return 0.0 if lookback_s <= self._reach_s() else min(lookback_s * REST_SHARE, LONGEST_REST_S)
 
     async def _commit(self, updates: list[tuple[_Judged, States]], at: float) -> None:
         changed: list[Alert] = []

@@ -190,6 +190,23 @@ def test_a_rule_that_cannot_be_judged_is_told_once_and_keeps_its_alerts(tmp_path
     play(tmp_path, scene, rules)
 
 
+def test_a_rule_that_looks_back_over_a_day_reads_the_files_and_then_rests(tmp_path: Path) -> None:
+    rules = "groups: [{{name: g, rules: [{{alert: Day, expr: 'max_over_time(x[1d]) > 100'}}]}}]\n"
+
+    async def scene(on: Bench) -> None:
+        opened = []
+        open_files = on.engine._history
+        on.engine._history = lambda: opened.append(on.clock.boot()) or open_files()  # type: ignore[func-returns-value]
+        await put(on, 200)
+        for _ in range(48):
+            await on.engine.once()
+            on.clock.advance(15)
+        assert [round(later - opened[0]) for later in opened] == [0, 360]
+        assert states(on, "Day") == {"a": AlertState.FIRING}
+
+    play(tmp_path, scene, rules)
+
+
 def test_a_commit_wakes_only_the_rules_that_select_it(tmp_path: Path) -> None:
     async def scene(on: Bench) -> None:
         running = asyncio.create_task(on.engine.run())
