@@ -136,6 +136,7 @@ class Agent:
         """One pass of everything: sample, judge, carry out what was asked for, then stop."""
         async with self.built():
             parts = self.parts
+            await self._tell_what_was_mended()
             await parts.engine.restore()
             await parts.sampler.once()
             await parts.engine.once()
@@ -214,10 +215,8 @@ class Agent:
         dispatch = Dispatch(
             ledger=store.ledger,
             engine=engine,
-            tools=Tools(ops, Journal(store.metrics.add_events, self._clock), self._write_report),
-            brakes=Brakes(
-                settings.remediation, settings.mode, lambda: inhibit.paused(self.state_dir, self._clock.wall())
-            ),
+            tools=Tools(ops, Journal(store.metrics.add_events, self._clock), self._write_report, self._paused),
+            brakes=Brakes(settings.remediation, settings.mode, self._paused),
             clock=self._clock,
             collect_now=sampler.collect_now,
             record=store.metrics.add_events,
@@ -242,10 +241,7 @@ class Agent:
 
     async def _start(self) -> list[asyncio.Task[None]]:
         parts = self.parts
-        await parts.store.metrics.add_events(parts.store.notices)
-        if parts.store.ledger_lost:
-            # Cooldowns, limits and open circuits are gone with it: nothing acts until a person has looked.
-            inhibit.pause(self.state_dir, None, "the ledger was damaged and a new one begun; look, then: upkeep resume")
+        await self._tell_what_was_mended()
         await parts.engine.restore()
         await self._remember_rules(parts.engine.rules)
         await self._first_sample.wait()
@@ -336,8 +332,21 @@ class Agent:
         systemd.notify("READY=1", "STATUS=watching")
         return ""
 
+    async def _tell_what_was_mended(self) -> None:
+        """What opening the store found wrong; without the old ledger nothing acts until a person has looked.
+
+        Cooldowns, limits and open circuits are gone with it.
+        """
+        store = self.parts.store
+        await store.metrics.add_events(store.notices)
+        if store.ledger_lost:
+            inhibit.pause(self.state_dir, None, "the ledger was damaged and a new one begun; look, then: upkeep resume")
+
     async def _remember_rules(self, rules: RuleSet) -> None:
         await self.parts.store.ledger.keep_rules(rules.digest, rules.text)
+
+    def _paused(self) -> bool:
+        return inhibit.paused(self.state_dir, self._clock.wall())
 
     async def _record(self, kind: str, severity: Severity, message: str) -> None:
         await self.parts.store.metrics.add_events([Event(kind, severity, message, "agent", self._clock.wall())])
@@ -392,7 +401,7 @@ class Agent:
             schedule.zone(settings.timezone),
             settings.mode,
             alerts=parts.engine.alerts,
-            paused=lambda: inhibit.paused(self.state_dir, self._clock.wall()),
+            paused=self._paused,
             stuck=self._supervisor.stuck,
             limits=lambda: size_limits(parts.engine.rules),
         )

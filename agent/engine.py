@@ -160,6 +160,8 @@ class _Judged:
 
     rule: AlertRule
     states: States
+    limit: int = 0
+    """More alerts than this, if it is not 0, are an error of the rule, as in Prometheus."""
     failing: bool = False
     rests_until: float = -math.inf
     """On the boot clock: a rule that must read the files is not judged again before."""
@@ -319,9 +321,11 @@ class Engine:
         boot = self._clock.boot()
         self._schedule = [_Scheduled(group, boot) for group in rules.groups]
         self._judged = {}
-        for rule in rules.alert_rules:
-            key = _key(rule)
-            self._judged[key] = _Judged(rule, states.get(key, {}))
+        for group in rules.groups:
+            for rule in group.rules:
+                if isinstance(rule, AlertRule):
+                    key = _key(rule)
+                    self._judged[key] = _Judged(rule, states.get(key, {}), group.limit)
         self._wake.set()
 
     async def _sleep(self) -> None:
@@ -437,7 +441,11 @@ class Engine:
 
 
 def _judge(judged: _Judged, at: float, source: Source) -> States:
-    return judge(judged.rule, judged.states, source, at)
+    states = judge(judged.rule, judged.states, source, at)
+    standing = sum(alert.state is not AlertState.INACTIVE for alert in states.values())
+    if judged.limit and standing > judged.limit:
+        raise ExpressionError(f"{standing} alerts are more than the group's limit of {judged.limit}")
+    return states
 
 
 def _key(rule: Rule) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from agent.alerting import OnMissing
 from agent.config import Config
 from agent.errors import ExpressionError, Fault
 from agent.located import did_you_mean
@@ -90,6 +91,13 @@ def _repairs_outside_the_roots(context: Context) -> Iterator[Fault]:
                 yield _at(step.place, f'"{path}" is under no root of remediation.roots: the step will be refused')
 
 
+def _clear_beside_on_missing(context: Context) -> Iterator[Fault]:
+    """``on_missing`` that is never asked: with ``clear`` nothing else ends a firing alert."""
+    for rule in context.rules.alert_rules:
+        if rule.clear and rule.timing.on_missing is not OnMissing.HOLD:
+            yield _at(rule.place, f'"on_missing: {rule.timing.on_missing}" has no effect beside "clear"')
+
+
 def _alerts_told_apart_by_nothing(context: Context) -> Iterator[Fault]:
     """Two rules of one name and one severity: their alerts cannot be told apart."""
     seen: dict[tuple[str, tuple[tuple[str, str], ...]], Place] = {}
@@ -105,6 +113,7 @@ CHECKS: tuple[Callable[[Context], Iterable[Fault]], ...] = (
     _ratio_thresholds,
     _repairs_that_stop_too_early,
     _repairs_outside_the_roots,
+    _clear_beside_on_missing,
     _alerts_told_apart_by_nothing,
 )
 

@@ -21,6 +21,7 @@ from agent.store import Reader
 from agent.store.read import AlertRecord
 
 MOST_ELEMENTS = 8
+_TELLING = frozenset({"notify", "report"})
 
 _REASONS = {
     "observe_mode": "observe mode: it was planned, not carried out (mode: act in the rule or the configuration acts)",
@@ -130,7 +131,8 @@ def _why(rule: AlertRule, standing: list[AlertRecord], actions: list[Action]) ->
         return "it fires; the rule names no remediation"
     if not actions:
         return "it fires and nothing was asked for yet"
-    last = actions[0]
+    # What tells a person says nothing of why the repair below it did not happen.
+    last = next((action for action in actions if action.handler not in _TELLING), actions[0])
     if last.verdict is not None and not last.reason:
         return f"{last.handler} was carried out: {last.verdict}"
     return f"{last.handler}: {_REASONS.get(last.reason, last.reason) or last.status}"

@@ -25,11 +25,13 @@ class Tools:
     """The edges. A handler touches the world through these and nothing else.
 
     ``write_report`` takes a period (``weekly`` …), writes the report in a process of its own, and returns where it is.
+    ``paused`` is asked while a long change is under way: a pause stops it between two of its steps.
     """
 
     ops: OpsClient
     notifier: Notifier
     write_report: Callable[[str], Awaitable[str]]
+    paused: Callable[[], bool] = lambda: False
 
 
 class Handler(Protocol):
@@ -53,7 +55,7 @@ class Handler(Protocol):
 
 
 _FACTORIES: Mapping[str, Callable[[Any, Tools], Handler]] = {
-    "clean_cache": lambda spec, tools: CleanCache(spec, tools.ops),
+    "clean_cache": lambda spec, tools: CleanCache(spec, tools.ops, tools.paused),
     "notify": lambda spec, tools: Notify(spec, tools.notifier),
     "report": lambda spec, tools: Report(spec, tools.write_report),
 }

@@ -5,7 +5,7 @@ Everything on disk is seen and done by the hands (agent/ops): the agent itself m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 from agent import specs
@@ -36,9 +36,10 @@ class CleanCache:
     harmless: ClassVar[bool] = False
     waits_for_idle_host: ClassVar[bool] = False  # whether a file is in use is asked for each file
 
-    def __init__(self, spec: specs.CleanCache, ops: OpsClient) -> None:
+    def __init__(self, spec: specs.CleanCache, ops: OpsClient, paused: Callable[[], bool]) -> None:
         self._spec = spec
         self._ops = ops
+        self._paused = paused
 
     def resource(self) -> str:
         return f"path:{self._spec.path}"
@@ -73,7 +74,11 @@ class CleanCache:
             return Outcome()
         items = [_wanted(self._prefix, item) for item in plan.items]
         done = await self._ops.prune(
-            self._spec.path, items, use=self._spec.use, keep_used_within_s=self._spec.keep_used_within
+            self._spec.path,
+            items,
+            use=self._spec.use,
+            keep_used_within_s=self._spec.keep_used_within,
+            stop=self._paused,
         )
         return Outcome(
             items=tuple(ItemResult(self._prefix + each.path, each.result, each.bytes) for each in done.results),

@@ -8,7 +8,7 @@ import itertools
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
@@ -287,8 +287,18 @@ class OpsClient:
                     left += reply.items
             return SurveyResult(path, tuple(items), tuple(left), reply)
 
-    async def prune(self, path: str, items: Sequence[Item], *, use: Use, keep_used_within_s: float) -> PruneResult:
+    async def prune(
+        self,
+        path: str,
+        items: Sequence[Item],
+        *,
+        use: Use,
+        keep_used_within_s: float,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> PruneResult:
         """Remove surveyed items beneath an absolute path; each is looked at again first.
+
+        ``stop`` is asked before each batch of a few hundred; once it is true no further one is sent.
 
         Raises
         ------
@@ -304,6 +314,8 @@ class OpsClient:
             sent = 0
             try:
                 for batch in batches(items):
+                    if stop():
+                        raise OpsError("stopped: acting was paused")
                     sent += len(batch)
                     await talk.send(Items(batch))
                     results += (await talk.expect(Results)).results

@@ -143,6 +143,11 @@ def test_a_repair_outside_the_roots_is_doubted_when_it_may_act(tmp_path: Path) -
     assert "under no root" in warnings(tmp_path, text, Config(mode=Mode.ACT))[0]
 
 
+def test_on_missing_beside_clear_is_doubted(tmp_path: Path) -> None:
+    text = "groups: [{name: g, rules: [{alert: A, expr: 'up == 0', clear: 'up == 1', on_missing: fire}]}]\n"
+    assert warnings(tmp_path, text) == ['"on_missing: fire" has no effect beside "clear"']
+
+
 def test_two_alerts_that_nothing_tells_apart_are_doubted(tmp_path: Path) -> None:
     rule = "{alert: A, expr: up == 0, labels: {severity: S}}"
     same = f"groups: [{{name: g, rules: [{rule}, {rule}]}}]\n"

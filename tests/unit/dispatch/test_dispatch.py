@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,28 @@ def test_a_pause_holds_and_says_so_once_and_resume_goes_on(tmp_path: Path) -> No
         on.paused = False
         await on.step()
         assert on.actions()[0].verdict is Verdict.FIXED
+
+    play(tmp_path, scene)
+
+
+def test_a_pause_stops_a_change_under_way_between_two_batches_and_the_rest_stays(tmp_path: Path) -> None:
+    async def scene(on: Bench) -> None:
+        names = [f"{index:03d}" + "x" * 200 for index in range(400)]  # more than one batch of names
+        for name in names:
+            path = on.cache / name
+            path.write_bytes(b"x" * 16384)
+            os.utime(path, (1_600_000_000, 1_600_000_000))
+        asked = iter([False])
+        on.dispatch._tools = dataclasses.replace(on.dispatch._tools, paused=lambda: next(asked, True))
+        await on.step()
+        action = on.actions("clean_cache")[0]
+        assert action.outcome is not None
+        assert action.outcome.error == "stopped: acting was paused"
+        results = [item.result for item in action.outcome.items]
+        left = sum((on.cache / name).exists() for name in names)
+        assert 0 < results.count("done") < len(results)
+        assert left == 400 - results.count("done")
+        assert set(results) == {"done", "not_reached"}
 
     play(tmp_path, scene)
 

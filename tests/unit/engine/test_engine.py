@@ -190,6 +190,19 @@ def test_a_rule_that_cannot_be_judged_is_told_once_and_keeps_its_alerts(tmp_path
     play(tmp_path, scene, rules)
 
 
+def test_more_alerts_than_the_groups_limit_are_an_error_and_none_of_them_stands(tmp_path: Path) -> None:
+    rules = "groups: [{{name: g, limit: 1, rules: [{{alert: Any, expr: 'x > 0'}}]}}]\n"
+
+    async def scene(on: Bench) -> None:
+        await put(on, 1, "a")
+        await put(on, 1, "b")
+        await on.engine.once()
+        assert on.engine.alerts() == []
+        assert "2 alerts are more than the group's limit of 1" in on.events[0].message
+
+    play(tmp_path, scene, rules)
+
+
 def test_a_rule_that_looks_back_over_a_day_reads_the_files_and_then_rests(tmp_path: Path) -> None:
     rules = "groups: [{{name: g, rules: [{{alert: Day, expr: 'max_over_time(x[1d]) > 100'}}]}}]\n"
 
