@@ -79,7 +79,10 @@ def _part(sections: Mapping[str, object], name: str, kind: type[T]) -> T:
 def _short(need: Need) -> str:
     """A need in few words: its title and the label that tells most."""
     labels = dict(need.labels)
-    place = next((labels[name] for name in _TELLING if name in labels), "")
+    name = next((name for name in _TELLING if name in labels), "")
+    place = labels.get(name, "")
+    if place.isdigit():
+        place = f"{name} {place}"
     return f"{clean(need.title, 60)} {cut_middle(place, 40)}".strip()
 
 

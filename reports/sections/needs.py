@@ -72,8 +72,11 @@ def _alert_need(alert: AlertRecord, mine: Sequence[ActionRecord]) -> Need:
     explain = command("upkeep", "explain", alert.rule)
     silence = command("upkeep", "silence", "add", matchers(alert.rule, alert.labels), "--for", "4h", "--why", "TEXT")
     why, first = _why(mine)
-    if any(action.handler == "notify" and action.status is ActionStatus.DONE for action in mine):
-        why += " The ladder has ended: the last step told a person."
+    told = [action.plan for action in mine if action.handler == "notify" and action.status is ActionStatus.DONE]
+    if told and told[-1]:
+        # The last rung's message holds the alert's own summary: the best words there are.
+        message = told[-1].removeprefix("tell a person: ")
+        why = f"{message}. {why}" if first else f"{message}."
     if alert.missing:
         why += " Its data has gone missing meanwhile."
     commands = tuple(dict.fromkeys(line for line in (first, explain, silence) if line))
