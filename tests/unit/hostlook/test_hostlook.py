@@ -23,20 +23,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import hostlook
-from agent.hostlook import (
-    DAY_S,
-    GIB,
-    MIB,
-    Finding,
-    FolderLook,
-    GpuLook,
-    Look,
-    MountLook,
-    Places,
-    RedisLook,
-    Tree,
-    UnitLook,
-)
+from agent.fs import survey
+from agent.fs.survey import DAY_S, MIB, FolderLook, Tree
+from agent.hostlook import answers, asking, screen
+from agent.hostlook.asking import GIB, Places
+from agent.hostlook.findings import findings
+from agent.hostlook.seen import Finding, GpuLook, Look, MountLook, RedisLook, UnitLook
 
 NOW = 1_800_000_000.0
 
@@ -56,8 +48,8 @@ def write(path: Path, content: bytes, age_s: float = 0.0, now: float | None = No
 def walked(*trees: Tree, points: tuple[str, ...] = ("/",), seconds: float = 20.0) -> dict[str, FolderLook]:
     out = io.BytesIO()
     request = {"trees": [asdict(tree) for tree in trees], "points": points}
-    hostlook.walk_all(json.dumps({**request, "until": time.monotonic() + seconds}), out)
-    return {folder.path: folder for folder in hostlook.folders(trees, out.getvalue())}
+    survey.walk_all(json.dumps({**request, "until": time.monotonic() + seconds}), out)
+    return {folder.path: folder for folder in answers.folders(trees, out.getvalue())}
 
 
 def elsewhere(tmp_path: Path, *trees: Tree) -> Places:
@@ -166,24 +158,24 @@ def test_a_walk_out_of_time_says_so_and_a_tree_not_come_to_is_silent(tmp_path: P
     write(tmp_path / "a" / "f", b"x")
     late = walked(Tree(str(tmp_path / "a"), "cache"), seconds=0.0)
     assert [folder.answered for folder in late.values()] == [False]
-    survey = hostlook.Survey(Tree(str(tmp_path / "a"), "cache"), frozenset(), NOW)
-    assert next(survey.walk([str(tmp_path / "a")])) is None
-    assert not survey.result("a", sampled=False).whole
+    begun = survey.Survey(Tree(str(tmp_path / "a"), "cache"), frozenset(), NOW)
+    assert next(begun.walk([str(tmp_path / "a")])) is None
+    assert not begun.result("a", sampled=False).whole
 
 
 def test_small_trees_have_their_turn_before_a_large_one_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hostlook, "TURN_S", 0.0)
-    for number in range(3 * hostlook.TURN_ENTRIES):
+    monkeypatch.setattr(survey, "TURN_S", 0.0)
+    for number in range(3 * survey.TURN_ENTRIES):
         write(tmp_path / "large" / str(number), b"")
     write(tmp_path / "small" / "f", b"")
     out = io.BytesIO()
     trees = (Tree(str(tmp_path / "large"), "cache"), Tree(str(tmp_path / "small"), "cache"))
     request = {"trees": [asdict(tree) for tree in trees], "points": [], "until": time.monotonic() + 20}
-    hostlook.walk_all(json.dumps(request), out)
+    survey.walk_all(json.dumps(request), out)
     told = [json.loads(line) for line in out.getvalue().splitlines()]
     ends = [Path(answer["path"]).name for answer in told if answer.get("whole")]
     assert ends == ["small", "large"]
-    assert told[-1]["files"] == 3 * hostlook.TURN_ENTRIES
+    assert told[-1]["files"] == 3 * survey.TURN_ENTRIES
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
@@ -208,7 +200,7 @@ def test_hostile_names_come_through_the_child_unharmed(tmp_path: Path, name: str
     assert [(folder.path, folder.files) for folder in seen.folders] == [(f"{tmp_path}/data/{name}", 1)]
     for line in hostlook.lines(seen, 100, colour=False):
         assert line.isprintable()
-        assert hostlook.cells(line) <= 100
+        assert screen.cells(line) <= 100
 
 
 # -- samples --
@@ -217,20 +209,20 @@ def test_hostile_names_come_through_the_child_unharmed(tmp_path: Path, name: str
 def test_what_gzip_saves_is_measured_on_the_files_themselves(tmp_path: Path) -> None:
     text = write(tmp_path / "text", b"2026-01-01 INFO all is well\n" * 50_000)
     noise = write(tmp_path / "noise", random.Random(1).randbytes(1_400_000))
-    of_text, of_noise = hostlook.gzip_gain([str(text)]), hostlook.gzip_gain([str(noise)])
+    of_text, of_noise = survey.gzip_gain([str(text)]), survey.gzip_gain([str(noise)])
     assert of_text is not None
     assert of_noise is not None
     assert of_text > 0.95
     assert 0 <= of_noise < 0.01
-    assert hostlook.gzip_gain([str(text), str(noise)]) == pytest.approx((of_text + of_noise) / 2, abs=0.05)
-    assert hostlook.gzip_gain([str(tmp_path / "gone")]) is None
+    assert survey.gzip_gain([str(text), str(noise)]) == pytest.approx((of_text + of_noise) / 2, abs=0.05)
+    assert survey.gzip_gain([str(tmp_path / "gone")]) is None
 
 
 def test_only_regular_files_are_sampled_and_a_fifo_does_not_hold_us_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.log")
     (tmp_path / "link.log").symlink_to("/etc/passwd")
     for name in ("x.log", "link.log", "gone.log"):
-        assert hostlook.read_part(str(tmp_path / name), 100, middle=True) == b""
+        assert survey.read_part(str(tmp_path / name), 100, middle=True) == b""
     root = str(tmp_path)
     assert walked(Tree(root, "log", r"\.log$", 0.0, errors=True))[root].files == 0
 
@@ -238,8 +230,8 @@ def test_only_regular_files_are_sampled_and_a_fifo_does_not_hold_us_up(tmp_path:
 def test_a_sample_leaves_the_time_of_last_use_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "a.log", b"0123456789", 90 * DAY_S)
     before = os.stat(path).st_atime_ns
-    assert hostlook.read_part(str(path), 4, middle=True) == b"3456"
-    assert hostlook.read_part(str(path), 4, middle=False) == b"6789"
+    assert survey.read_part(str(path), 4, middle=True) == b"3456"
+    assert survey.read_part(str(path), 4, middle=False) == b"6789"
     assert os.stat(path).st_atime_ns == before
 
 
@@ -284,10 +276,27 @@ def test_everything_may_hang_and_the_look_still_ends(tmp_path: Path) -> None:
     assert seen.redis.state == "does not answer within 300 ms"
     assert seen.folders == (FolderLook("/nowhere/cache", "cache", answered=False),)
     assert "not measured in time: /nowhere/cache" in "\n".join(hostlook.lines(seen, 100, colour=False))
-    (deaf_one,) = hostlook._left_behind
+    (deaf_one,) = asking._left_behind
     os.close(os.open(tmp_path / "never", os.O_WRONLY))  # lets the one that does not end when asked go
     assert deaf_one.wait(5) == 1
-    hostlook._left_behind.clear()
+    asking._left_behind.clear()
+
+
+def test_many_that_do_not_go_cost_the_wait_for_one() -> None:
+    children = asking._Children()
+    deaf = [children.start(("sh", "-c", "trap '' TERM; echo; exec sleep 60"), gentle=True) for _ in range(8)]
+    children.wait(time.monotonic() + 0.5)
+    assert all(child.output for child in deaf)
+    start = time.monotonic()
+    children.end()
+    took_s = time.monotonic() - start
+    left = [*asking._left_behind]
+    asking._left_behind.clear()
+    for process in left:
+        process.kill()
+        process.wait()
+    assert len(left) == len(deaf)
+    assert took_s < 4 * asking.MARGIN_S / 3
 
 
 def test_trees_are_asked_for_by_a_child_for_each_mount(tmp_path: Path) -> None:
@@ -304,7 +313,7 @@ def test_trees_are_asked_for_by_a_child_for_each_mount(tmp_path: Path) -> None:
 def test_a_programs_last_line_may_be_cut_off() -> None:
     trees = (Tree("/a", "cache"), Tree("/b", "cache"))
     output = b'{"tree": "/a", "names": ["/a"]}\n{"path": "/a", "kind": "cache", "bytes": 7}\n{"tree": "/b", "na'
-    assert [(each.path, each.bytes, each.answered) for each in hostlook.folders(trees, output)] == [
+    assert [(each.path, each.bytes, each.answered) for each in answers.folders(trees, output)] == [
         ("/a", 7, True),
         ("/b", 0, False),
     ]
@@ -325,10 +334,10 @@ def test_mount_points_by_their_octal_names() -> None:
     table = rb"""a / ext4 rw 0 0
 b /data/with\040blank nfs rw,noatime 0 0
 """
-    points = hostlook.mount_points(table)
+    points = answers.mount_points(table)
     assert list(points.items()) == [("/data/with blank", "rw,noatime"), ("/", "rw")]
-    assert hostlook.place_of("/data/with blank/x", points) == "/data/with blank"
-    assert hostlook.place_of("/data/with blanks", points) == "/"
+    assert answers.place_of("/data/with blank/x", points) == "/data/with blank"
+    assert answers.place_of("/data/with blanks", points) == "/"
 
 
 # -- Redis, GPUs, units --
@@ -361,7 +370,7 @@ def test_a_redis_that_drips_is_cut_off_at_its_deadline() -> None:
 
     with listening(drip) as address:
         start = time.monotonic()
-        assert hostlook.ask_redis(address, 0.2).state == "does not answer within 200 ms"
+        assert asking.ask_redis(address, 0.2).state == "does not answer within 200 ms"
         assert time.monotonic() - start < 0.4
 
 
@@ -377,14 +386,14 @@ def test_a_real_redis_open_and_with_a_password(tmp_path: Path) -> None:
             with socket.create_connection(("127.0.0.1", port)) as link:
                 link.sendall(b"CONFIG SET requirepass secret\r\n")
                 assert link.recv(100) == b"+OK\r\n"
-            assert hostlook.ask_redis(("127.0.0.1", port), 2.0).state == "needs a password"
+            assert asking.ask_redis(("127.0.0.1", port), 2.0).state == "needs a password"
         finally:
             server.terminate()
 
 
 def answer_of(port: int) -> RedisLook:
     until = time.monotonic() + 10
-    while (seen := hostlook.ask_redis(("127.0.0.1", port), 2.0)).state == "nothing listens":
+    while (seen := asking.ask_redis(("127.0.0.1", port), 2.0)).state == "nothing listens":
         assert time.monotonic() < until
         time.sleep(0.01)
     return seen
@@ -406,29 +415,39 @@ def test_answers_of_redis_and_of_what_is_none(answer: bytes, state: str) -> None
         link.send(answer)
 
     with listening(reply) as address:
-        assert hostlook.ask_redis(address, 2.0).state == state
+        assert asking.ask_redis(address, 2.0).state == state
 
 
 def test_a_redis_says_its_memory_and_keys() -> None:
     body = b"# Memory\r\nredis_version:7.0.15\r\nused_memory:3221225472\r\nmaxmemory:4294967296\r\n"
     body += b"# Keyspace\r\ndb0:keys=1000,expires=1\r\ndb3:keys=200,expires=0\r\n"
-    seen = hostlook.parse_info("h:1", b"$%d\r\n%s" % (len(body), body))
+    seen = answers.parse_info("h:1", b"$%d\r\n%s" % (len(body), body))
     assert seen.state == "Redis 7.0.15 · 3.0 GiB of 4.0 GiB · 1,200 keys · ? clients"
 
 
 @given(st.binary(max_size=300))
 def test_no_answer_of_redis_breaks_the_screen(answer: bytes) -> None:
-    redis = hostlook.parse_info("h:1", answer)
-    found = hostlook.findings(screen(redis=redis), reboot_required=False, meminfo=b"")
-    text = list(hostlook.lines(screen(redis=redis, findings=found), 80, colour=False))
-    assert all(line.isprintable() and hostlook.cells(line) <= 80 for line in text)
+    redis = answers.parse_info("h:1", answer)
+    found = findings(host(redis=redis), reboot_required=False, memory={})
+    text = list(hostlook.lines(host(redis=redis, findings=found), 80, colour=False))
+    assert all(line.isprintable() and screen.cells(line) <= 80 for line in text)
+
+
+@pytest.mark.parametrize("ratio", [b"many", b"9" * 5000])
+def test_figures_that_are_none_count_as_none(ratio: bytes) -> None:
+    body = b"redis_version:7\r\nmem_fragmentation_bytes:999999999999\r\nmem_fragmentation_ratio:" + ratio
+    redis = answers.parse_info(
+        "h:1", b"$9\r\n" + body + b"\r\nused_memory:" + b"9" * 5000 + b"\r\ndb0:keys=" + b"9" * 5000
+    )
+    assert redis.state == "Redis 7 · 0 B · 0 keys · ? clients"
+    assert not any("Redis" in finding.text for finding in found(redis=redis))
 
 
 def test_gpus_as_nvidia_smi_lists_them() -> None:
     text = (
         "0, NVIDIA H100 80GB HBM3, 12, 4096, 81559, 41\n1, NVIDIA A30, [N/A], [N/A], [N/A], 30\nUnable to determine\n"
     )
-    assert hostlook.parse_gpus(text) == (
+    assert answers.parse_gpus(text) == (
         GpuLook(0, "NVIDIA H100 80GB HBM3", 12, 4096 * MIB, 81559 * MIB, 41),
         GpuLook(1, "NVIDIA A30", None, None, None, 30),
     )
@@ -448,17 +467,17 @@ Id=redis.service
 LoadState=not-found
 ActiveState=inactive
 """
-    assert hostlook.parse_units(text) == (
+    assert answers.parse_units(text) == (
         UnitLook("benchmark-framework", "not installed"),
         UnitLook("redis-server", "active", 2),
     )
-    assert hostlook.parse_units("") == ()
+    assert answers.parse_units("") == ()
 
 
 # -- findings --
 
 
-def screen(**parts: object) -> Look:
+def host(**parts: object) -> Look:
     calm = Look(
         host="gpu-07",
         mounts=(MountLook("/", "ext4", True, 100 * GIB, 80 * GIB, 75 * GIB, 1000, 900),),
@@ -468,14 +487,13 @@ def screen(**parts: object) -> Look:
         units="systemd does not run here",
         findings=(),
         at=NOW,
-        took_s=0.1,
     )
     return replace(calm, **parts)  # type: ignore[arg-type]
 
 
 def found(*, reboot: bool = False, **parts: object) -> list[Finding]:
-    meminfo = b"MemTotal: 1000 kB\nMemAvailable: 250 kB\n"
-    return list(hostlook.findings(screen(**parts), reboot_required=reboot, meminfo=meminfo))
+    memory = {"MemTotal": 1000, "MemAvailable": 250}
+    return list(findings(host(**parts), reboot_required=reboot, memory=memory))
 
 
 LOGS = FolderLook("/var/log", "log", 9 * GIB, 900, NOW, 6 * GIB, 500, 7 * DAY_S, by_writing=True, gain=0.9)
@@ -487,6 +505,16 @@ def test_a_calm_host_has_three_honest_small_things_to_say() -> None:
         "25 % of memory is available",
         "inodes are plenty: / has used 10 % of its own",
     ]
+
+
+def test_inodes_are_plenty_only_where_a_file_system_counts_them() -> None:
+    texts = [finding.text for finding in found(mounts=(MountLook("/", "btrfs", True, 100 * GIB, 80 * GIB, 75 * GIB),))]
+    assert texts[2] == "no reboot is asked for by an update"
+
+
+def test_a_required_reboot_is_never_denied_as_well() -> None:
+    said = findings(host(), reboot_required=True, memory={})
+    assert [finding.text for finding in said if "reboot" in finding.text] == ["a reboot is required by an update"]
 
 
 def test_old_logs_are_said_once_with_what_gzip_saves() -> None:
@@ -520,12 +548,11 @@ def test_caches() -> None:
     assert found(folders=(replace(cache, old_bytes=1000),))[0].urgency == 0
 
 
-def test_errors_cores_redis_and_units() -> None:
+def test_errors_redis_and_units() -> None:
     errors = FolderLook("/l", "log", error_files=2, error_bytes=MIB, error_lines=12, cuda_lines=3)
     assert found(folders=(errors,))[0].text == (
         "/l: 12 ERROR lines in the last 1.0 MiB of 2 logs written within a day, 3 of them CUDA out of memory"
     )
-    assert found(folders=(FolderLook("/k", "cores", GIB, 1),))[0].text == "/k: 1 core dump, 1.0 GiB"
     info = {"rdb_last_bgsave_status": "err"}
     assert found(redis=RedisLook("r", "up", info))[0].text == "Redis could not write its last snapshot"
     assert found(units=(UnitLook("nginx", "failed"),))[0].text == "the unit nginx has failed"
@@ -533,7 +560,7 @@ def test_errors_cores_redis_and_units() -> None:
 
 # -- the screen --
 
-CROWDED = screen(
+CROWDED = host(
     host="h" * 200,
     mounts=tuple(MountLook(f"/m{n}" * 30, "xfs", True, 900 * GIB, n * GIB, n * GIB) for n in range(12)),
     gpus=tuple(GpuLook(n, f"GPU of kind {n % 3} " * 9, 50, GIB, 80 * GIB, 60) for n in range(8)),
@@ -552,32 +579,32 @@ CROWDED = screen(
 def test_a_crowded_screen_keeps_its_size(width: int, colour: bool) -> None:
     text = list(hostlook.lines(CROWDED, width, colour))
     assert len(text) <= 24
-    assert all(hostlook.cells(re.sub(r"\x1b\[\d+m", "", line)) <= max(40, width) for line in text)
+    assert all(screen.cells(re.sub(r"\x1b\[\d+m", "", line)) <= max(40, width) for line in text)
     assert ("\x1b" in "".join(text)) is colour
     assert any("not measured in time: /dead" in line for line in text if width >= 80) or width < 80
 
 
 def test_bars_are_for_terminals() -> None:
-    plain = "\n".join(hostlook.lines(screen(), 80, colour=False))
+    plain = "\n".join(hostlook.lines(host(), 80, colour=False))
     assert "█" not in plain
     assert "/   21 %    20.0 GiB of  100.0 GiB    75.0 GiB left  ext4" in plain
-    assert "██░" in "\n".join(hostlook.lines(screen(), 80, colour=True))
+    assert "██░" in "\n".join(hostlook.lines(host(), 80, colour=True))
 
 
 def test_many_gpus_are_told_together() -> None:
     gpus = tuple(GpuLook(n, "NVIDIA H100", n * 10, GIB, 80 * GIB, 40 + n) for n in range(8))
-    rows = [line for line in hostlook.lines(screen(gpus=gpus), 100, colour=False) if "H100" in line]
+    rows = [line for line in hostlook.lines(host(gpus=gpus), 100, colour=False) if "H100" in line]
     assert rows == ["GPUs      8 × NVIDIA H100  35 % busy · 8.0 GiB of 640.0 GiB · 47 °C"]
 
 
 @given(st.text(max_size=80), st.integers(2, 60))
 def test_a_text_is_cut_to_its_columns(text: str, room: int) -> None:
-    shown = hostlook.cut(hostlook.printable(text), room)
-    assert hostlook.cells(shown) <= room
+    shown = screen.cut(screen.printable(text), room)
+    assert screen.cells(shown) <= room
     assert shown.isprintable()
-    assert hostlook.cells(hostlook.pad(text, room)) == room
+    assert screen.cells(screen.pad(text, room)) == room
 
 
 def test_wide_and_combining_characters_take_their_own_columns() -> None:
-    assert [hostlook.cells(text) for text in ("ab", "模型", "e\u0301")] == [2, 4, 1]
-    assert hostlook.cut("模型缓存", 5) == "模型…"
+    assert [screen.cells(text) for text in ("ab", "模型", "e\u0301")] == [2, 4, 1]
+    assert screen.cut("模型缓存", 5) == "模型…"
