@@ -513,7 +513,7 @@ def test_inodes_are_plenty_only_where_a_file_system_counts_them() -> None:
 
 
 def test_a_required_reboot_is_never_denied_as_well() -> None:
-    said = findings(host(), reboot_required=True, memory={})
+    said = findings(host(mounts=()), reboot_required=True, memory={})
     assert [finding.text for finding in said if "reboot" in finding.text] == ["a reboot is required by an update"]
 
 
