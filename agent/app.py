@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from agent import config, control, inhibit, process, rulefile, schedule, systemd
+from agent import config, control, inhibit, memory, process, rulefile, schedule, systemd
 from agent.calendar import Calendar
 from agent.clock import Clock, SystemClock
 from agent.collectors import SelfCollector, build
@@ -182,7 +182,7 @@ class Agent:
 
     def _make_sampler(self, store: Store) -> Sampler:
         async def append(readings: Sequence[Reading]) -> None:
-            await store.metrics.append(readings)
+            await store.metrics.append_tick(readings, self._clock.boot())
             self._first_sample.set()
 
         async def tell(event: Event) -> None:
@@ -259,6 +259,7 @@ class Agent:
         # What was built at start stays for ever: the collector need not walk it again.
         gc.collect()
         gc.freeze()
+        memory.give_back_code()
         self.ready.set()
         systemd.notify("READY=1", "STATUS=watching")
         log.info("agent_started pid=%d state_dir=%s mode=%s", os.getpid(), self.state_dir, self._loaded.config.mode)

@@ -32,6 +32,9 @@ from agent.store.statement import Many, Row, Statement
 DEADLINE_S = 0.5
 """How long a tick waits for its commit before it goes on; its rows then wait in memory."""
 
+COMMIT_EVERY_S = 5.0
+"""Ticks that come faster share a commit, which costs more than all else of a tick (docs/decisions/080)."""
+
 WAITING_BYTES = 8 << 20
 FOLD_AFTER_S = 15.0
 """A minute is folded so long after its end: a slow collector's reading carries the instant at which it began."""
@@ -40,6 +43,8 @@ MINUTES_SPAN_S = 8 * 3600.0
 """How far rules can look back: the shipped ``predict_linear(…[6h])`` needs six hours."""
 
 _ROWS_A_STATEMENT = 64
+_GRAIN_S = 0.05
+"""Ticks come this much early or late: at the default interval each one is still a commit."""
 _INSERTS = {
     n: "INSERT OR REPLACE INTO tick (id, layout, vals) VALUES " + ", ".join(["(?, ?, ?)"] * n) for n in range(1, 65)
 }
@@ -67,6 +72,7 @@ class Metrics:
         self._waiting: deque[TickRow] = deque()
         self._waiting_bytes = 0
         self._flushing: asyncio.Task[None] | None = None
+        self._commit_due = float("-inf")
         self._rows = 0
         self._folded_until = folded_until
         self._cover: dict[int, Layout] = {}
@@ -91,15 +97,28 @@ class Metrics:
         """Rows that are in memory and not yet in the file."""
         return len(self._waiting)
 
+    async def append_tick(self, readings: Sequence[Reading], boot: float) -> None:
+        """As :meth:`append`, for readings that come at a pace: at most one commit in :data:`COMMIT_EVERY_S`.
+
+        Rules see them at once; whoever reads the file sees them by then, and that much is what a kill can lose.
+
+        Parameters
+        ----------
+        boot
+            The instant on the boot clock.
+        """
+        self._take_in_all(readings)
+        if boot >= self._commit_due:
+            self._commit_due = boot + COMMIT_EVERY_S - _GRAIN_S
+            await self.append(())
+
     async def append(self, readings: Sequence[Reading], *, deadline_s: float = DEADLINE_S) -> None:
         """Take in the readings of one tick and commit them, in one statement.
 
         Rules see them at once. When the file does not take them within ``deadline_s``, or at all (:attr:`fault` says
         why), they wait in memory, the newest :data:`WAITING_BYTES` of them, and go in with a later tick.
         """
-        for reading in readings:
-            if reading.series:
-                self._wait(self._take_in(reading))
+        self._take_in_all(readings)
         if self._flushing is not None:
             if not self._flushing.done():
                 return
@@ -202,10 +221,12 @@ class Metrics:
 
     # One row: what is read becomes text once, and waits until the file has it.
 
-    def _take_in(self, reading: Reading) -> TickRow:
-        row = self._row(reading)
-        self._remember(row[1], reading)
-        return row
+    def _take_in_all(self, readings: Sequence[Reading]) -> None:
+        for reading in readings:
+            if reading.series:
+                row = self._row(reading)
+                self._remember(row[1], reading)
+                self._wait(row)
 
     def _row(self, reading: Reading) -> TickRow:
         layout = self._layouts.of(reading.series)

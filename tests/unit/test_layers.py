@@ -29,7 +29,7 @@ LAYERS = (
     (
         "base",
         "agent.model agent.metrics agent.specs agent.clock agent.errors agent.located agent.yamlfile agent.roots "
-        "agent.schedule agent.supervisor agent.faultpoint agent.procfs agent.fs",
+        "agent.schedule agent.supervisor agent.faultpoint agent.memory agent.procfs agent.fs",
     ),
 )
 
