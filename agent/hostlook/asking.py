@@ -225,10 +225,11 @@ class _Mounts:
         self._mounts = {mount.path: mount for mount in parse_mounts(table)}
         if table and "/" not in self._mounts:  # a container's own root is an overlay, which the collector leaves out
             self._mounts["/"] = Mount("overlay", "/", "overlay", local=True)
-        self._statuses: dict[str, Status | None] = {
-            path: ask(path) for path, mount in self._mounts.items() if mount.local
-        }
-        self._remote = [path for path in self._mounts if path not in self._statuses]
+        self._remote = [path for path, mount in self._mounts.items() if not mount.local]
+        asked = {path: ask(path) for path, mount in self._mounts.items() if mount.local}
+        self._statuses: dict[str, Status] = {path: status for path, status in asked.items() if status is not None}
+        self._closed = set(asked) - set(self._statuses)
+        """Those that answered, but not to us: below a folder that this user may not enter."""
         self._child: _Child | None = None
         if self._remote:
             question = "".join(f"{place} {os.fsencode(path).hex()}\n" for place, path in enumerate(self._remote))
@@ -239,10 +240,15 @@ class _Mounts:
         """What is worth showing, the fullest first; a silent one before all."""
         for line in self._child.output.splitlines() if self._child else ():
             place, *figures = line.split()
+            path = self._remote[int(place)]
             if figures[0] != b"error":
-                self._statuses[self._remote[int(place)]] = tuple(map(int, figures))
+                self._statuses[path] = tuple(map(int, figures))
+            elif b"Permission denied" in line:
+                self._closed.add(path)
         mounts: dict[str, MountLook] = {}
         for path, mount in sorted(self._mounts.items(), key=lambda item: len(item[0])):
+            if path in self._closed:
+                continue
             status = self._statuses.get(path)
             device = mount.device if mount.device.startswith("/") else path
             if status is None:

@@ -330,6 +330,13 @@ def test_the_root_of_a_container_is_shown_and_bind_mounts_once(tmp_path: Path) -
     assert {mount.path for mount in hostlook.look(5.0, places).mounts} == {"/", here}
 
 
+def test_a_mount_that_this_user_may_not_see_is_left_out_not_called_silent(tmp_path: Path) -> None:
+    places = elsewhere(tmp_path)
+    Path(places.mounts).write_text(f"/dev/vda / ext4 rw 0 0\n/dev/sdz1 {tmp_path}/gone ext4 rw 0 0\n")
+    # It answers at once, with an error, as a mount below a closed folder does.
+    assert [mount.path for mount in hostlook.look(5.0, places).mounts] == ["/"]
+
+
 def test_mount_points_by_their_octal_names() -> None:
     table = rb"""a / ext4 rw 0 0
 b /data/with\040blank nfs rw,noatime 0 0
