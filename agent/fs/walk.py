@@ -12,6 +12,7 @@ import resource
 import stat
 import sys
 import time
+from contextlib import suppress
 
 NICENESS = 10
 """Low enough to stand back, high enough to finish on a host whose every core evaluates; I/O priority follows it."""
@@ -142,7 +143,10 @@ def report(path: str) -> str:
 
 def main(paths: list[str]) -> None:
     """Measure each path in turn; each line is out before the next tree is touched."""
-    os.nice(NICENESS)
+    with suppress(
+        PermissionError
+    ):  # under systemd the unit's own weights hold, and a change of priority is not allowed
+        os.nice(NICENESS)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one open directory for each level of depth
     for path in paths:
