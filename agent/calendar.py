@@ -15,14 +15,15 @@ from agent.clock import Clock
 from agent.errors import UpkeepError
 from agent.model import Action, ActionStatus, Mode
 from agent.rulefile import Job
-from agent.schedule import last_due
+from agent.schedule import last_due, next_due
 from agent.store import JobRun, Ledger
 
 log = logging.getLogger(__name__)
 
 LATEST_S = 60.0
 """A run that is noticed later than this was missed; only ``catch_up`` runs it then."""
-LOOK_EVERY_S = 5.0
+LOOK_AT_MOST_S = 30.0
+"""Between two looks, however far the next job is: the wall clock may be set meanwhile."""
 
 
 class Calendar:
@@ -62,7 +63,13 @@ class Calendar:
         """Keep the calendar for ever."""
         while True:
             await self.look()
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(self.rest_s())
+
+    def rest_s(self) -> float:
+        """How long nothing can be due."""
+        now = self._clock.wall()
+        due = min((next_due(job.schedule, now, self._zone) for job in self._jobs), default=now + LOOK_AT_MOST_S)
+        return min(due - now, LOOK_AT_MOST_S)
 
     async def look(self) -> None:
         """Ask for what is due now."""

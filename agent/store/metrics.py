@@ -72,6 +72,8 @@ class Metrics:
         self._waiting: deque[TickRow] = deque()
         self._waiting_bytes = 0
         self._flushing: asyncio.Task[None] | None = None
+        self._fresh: list[Reading] = []
+        """What rules see and what is not yet a row: text is made of many at once, while caches are warm."""
         self._commit_due = float("-inf")
         self._rows = 0
         self._folded_until = folded_until
@@ -95,7 +97,7 @@ class Metrics:
     @property
     def waiting_rows(self) -> int:
         """Rows that are in memory and not yet in the file."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._fresh)
 
     async def append_tick(self, readings: Sequence[Reading], boot: float) -> None:
         """As :meth:`append`, for readings that come at a pace: at most one commit in :data:`COMMIT_EVERY_S`.
@@ -107,7 +109,10 @@ class Metrics:
         boot
             The instant on the boot clock.
         """
-        self._take_in_all(readings)
+        for reading in readings:
+            if reading.series:
+                self._remember(self._layouts.of(reading.series), reading)
+                self._fresh.append(reading)
         if boot >= self._commit_due:
             self._commit_due = boot + COMMIT_EVERY_S - _GRAIN_S
             await self.append(())
@@ -118,7 +123,12 @@ class Metrics:
         Rules see them at once. When the file does not take them within ``deadline_s``, or at all (:attr:`fault` says
         why), they wait in memory, the newest :data:`WAITING_BYTES` of them, and go in with a later tick.
         """
-        self._take_in_all(readings)
+        for reading in self._fresh:
+            self._wait(self._row(reading))
+        self._fresh.clear()
+        for reading in readings:
+            if reading.series:
+                self._wait(self._take_in(reading))
         if self._flushing is not None:
             if not self._flushing.done():
                 return
@@ -221,12 +231,10 @@ class Metrics:
 
     # One row: what is read becomes text once, and waits until the file has it.
 
-    def _take_in_all(self, readings: Sequence[Reading]) -> None:
-        for reading in readings:
-            if reading.series:
-                row = self._row(reading)
-                self._remember(row[1], reading)
-                self._wait(row)
+    def _take_in(self, reading: Reading) -> TickRow:
+        row = self._row(reading)
+        self._remember(row[1], reading)
+        return row
 
     def _row(self, reading: Reading) -> TickRow:
         layout = self._layouts.of(reading.series)
