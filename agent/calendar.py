@@ -73,6 +73,8 @@ class Calendar:
 
     async def look(self) -> None:
         """Ask for what is due now."""
+        if not self._jobs:
+            return
         now = self._clock.wall()
         runs = await self._ledger.last_runs()
         for job in self._jobs:
