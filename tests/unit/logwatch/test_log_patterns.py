@@ -38,6 +38,7 @@ LINES = st.lists(st.lists(st.sampled_from(TOKENS), max_size=12).map("".join), mi
 @settings(max_examples=400, deadline=None)
 @given(regex=regexes(), lines=LINES)
 @example(regex=r"^\b", lines=["a"])
+@example(regex=r"[a-c]$", lines=[*[""] * 6, "aaaaERRORa"])
 def test_every_way_finds_what_pythons_re_finds(regex: str, lines: list[str]) -> None:
     pattern = Pattern("p", regex)
     try:
