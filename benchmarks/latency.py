@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from benchmarks.common import Agent, Goal, Result, as_installed, percentile, started
@@ -23,7 +24,6 @@ PATIENCE_S = 30.0
 SETTLED_S = 1.0
 
 EVENTS = "event WHERE kind = 'log_match'"
-STARTED = "action WHERE started_at IS NOT NULL"
 
 CONFIG = "mode: act\nremediation: {boot_grace: 0}\n"
 RULES = """
@@ -78,17 +78,23 @@ def _told(agent: Agent, log: Path) -> Iterator[float]:
 
 
 def _asked(agent: Agent, log: Path) -> list[float]:
-    """Seconds from each request until its handler started.
+    """Seconds from each commit of an alert with its action until the handler was called, by the agent's own log.
 
-    A request's instant is that of the round which judged the rule: judging and committing are in the figure. Each line
-    makes an alert of its own, which clears two seconds later, so that a round judges a few alerts and not all of them.
+    Each line makes an alert of its own, which clears two seconds later.
     """
-    with _reading(agent.state / "ledger.db") as reader, log.open("a", buffering=1) as file:
+    with log.open("a", buffering=1) as file:
         for number in range(ACTIONS):
             time.sleep(random.uniform(0.27, 0.4))  # counters of a file are sampled four times a second
             file.write(f"asks number {number} \n")
-        _until(lambda: _count(reader, STARTED) == ACTIONS, "the last action")
-        return [seconds for (seconds,) in reader.execute("SELECT started_at - requested_at FROM action")]
+    _until(lambda: len(_instants(agent, " action_started ")) >= ACTIONS, "the last action")
+    committed, called = _instants(agent, " alert_firing rule=Asked "), _instants(agent, " action_started ")
+    return [after - before for before, after in zip(committed, called, strict=True)]
+
+
+def _instants(agent: Agent, word: str) -> list[float]:
+    """When the agent logged this word, to the millisecond."""
+    lines = (agent.folder / "agent.log").read_text().splitlines()
+    return [datetime.fromisoformat(line[:23].replace(",", ".")).timestamp() for line in lines if word in line]
 
 
 def _status(agent: Agent) -> Iterator[float]:
@@ -117,11 +123,13 @@ def _start_and_stop() -> tuple[float, float]:
 
 
 def _sampled(path: Path) -> bool:
+    if not path.with_suffix(".db-wal").exists():
+        return False  # it is being made: a reader would only stand in the way
     try:
         with _reading(path) as reader:
             return _count(reader, "tick") > 0
     except sqlite3.OperationalError:
-        return False  # not yet there, or not yet made
+        return False  # no tables yet
 
 
 @contextmanager

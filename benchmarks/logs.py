@@ -1,13 +1,12 @@
 """Log scanning beside ripgrep and GNU grep, and the time from an appended line to its committed event.
 
-``python -m benchmarks.logs [--json]``; ``UPKEEP_BENCH_LOG_MB`` sets the size of the generated log (300).
+``UPKEEP_BENCH_LOG_MB`` sets the size of the generated log (300).
 CPU time of one thread is compared, in turns, so that a busy machine slows all alike. All must find the same lines.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import re
@@ -17,9 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
@@ -29,6 +27,7 @@ from agent.logwatch.runner import LogWatch
 from agent.logwatch.tailer import BLOCK_BYTES, Tailer
 from agent.model import Event, Reading
 from agent.store import Retention, Store
+from benchmarks.common import Goal, Result
 
 SIZE_MB = int(os.environ.get("UPKEEP_BENCH_LOG_MB", "300"))
 TURNS = 3
@@ -47,15 +46,12 @@ WORDS = ["batch", "worker", "queue", "shard", "tensor", "cache", "model", "loade
 SUBJECTS = ["lease", "quorum", "ledger", "cursor", "digest", "vector", "index", "segment", "window", "policy"]
 """Of the further patterns: in no ordinary line, as it is with what people watch for."""
 
-Result = dict[str, Any]
 
-
-def main(as_json: bool) -> None:
-    """Run everything and print one line for each promise."""
+def measure() -> Iterable[Result]:
+    """Throughput and latency, each promise with its goal."""
     with tempfile.TemporaryDirectory() as folder:
-        results = [*scanning(Path(folder)), *latency(Path(folder))]
-    for result in results:
-        print(json.dumps(result) if as_json else _row(result))
+        yield from scanning(Path(folder))
+        yield from latency(Path(folder))
 
 
 def scanning(folder: Path) -> list[Result]:
@@ -100,23 +96,23 @@ def _compare(log: Path, regexes: list[str], count: int, lines: int, folder: Path
         raise SystemExit(f"the engines disagree at {count} patterns: {found}")
     ours_mb = size / min(ours) / 1e6
     results = [
-        _result(f"scan_{count}_patterns", "MB/s of CPU", ours_mb, name, size / min(times) / 1e6, goal, bound)
+        _result(f"scan_{count}_patterns", "MB/s of CPU", ours_mb, name, size / min(times) / 1e6, _least(name, count))
         for name, times in theirs.items()
-        for goal, bound in [_goal(name, count)]
     ]
     loop_mb = _loop(log, regexes, lines)
-    results.append(_result(f"scan_{count}_patterns", "MB/s of CPU", ours_mb, "re.search loop", loop_mb, ">= 40", 40.0))
+    results.append(_result(f"scan_{count}_patterns", "MB/s of CPU", ours_mb, "re.search loop", loop_mb, 40.0))
     tailed_mb = size / min(tailed) / 1e6
-    results.append(_result(f"tail_{count}_patterns", "MB/s of CPU", tailed_mb, "re.search loop", loop_mb, "none", None))
+    results.append(_result(f"tail_{count}_patterns", "MB/s of CPU", tailed_mb, "re.search loop", loop_mb, None))
     results.append(_limit(f"scan_{count}_added_rss", "MiB", added_mib, most=24.0))
     results.append(_limit(f"scan_{count}_speed", "GB/s of CPU", ours_mb / 1000, least=1.5))
     return results
 
 
-def _goal(peer: str, count: int) -> tuple[str, float | None]:
+def _least(peer: str, count: int) -> float | None:
+    """The ratio that is promised; None beside a peer that is only shown."""
     if peer != "ripgrep 13":
-        return "none", None
-    return (">= 0.6", 0.6) if count == 4 else (">= 2", 2.0)
+        return None
+    return 0.6 if count == 4 else 2.0
 
 
 def _ours(log: Path, matcher: Matcher) -> tuple[float, int]:
@@ -286,34 +282,13 @@ def _more_patterns(count: int) -> list[str]:
     return made
 
 
-def _result(
-    metric: str, unit: str, ours: float, peer: str, theirs: float, goal: str, bound: float | None
-) -> Result:  # fmt: skip
-    ratio = ours / theirs
-    return {
-        "benchmark": "logs", "metric": metric, "unit": unit, "ours": round(ours, 1), "peer": peer,
-        "theirs": round(theirs, 1), "ratio": round(ratio, 2), "goal": goal,
-        "met": None if bound is None else ratio >= bound,
-    }  # fmt: skip
+def _result(metric: str, unit: str, ours: float, peer: str, theirs: float, bound: float | None) -> Result:
+    return Result("logs", metric, unit, ours, Goal(bound, sense=">=") if bound is not None else None, peer, theirs)
 
 
 def _limit(metric: str, unit: str, ours: float, *, most: float = float("inf"), least: float = 0.0) -> Result:
-    goal = f">= {least:g}" if least else f"<= {most:g}"
-    return {
-        "benchmark": "logs", "metric": metric, "unit": unit, "ours": round(ours, 2), "peer": None, "theirs": None,
-        "ratio": None, "goal": goal, "met": least <= ours <= most,
-    }  # fmt: skip
+    return Result("logs", metric, unit, ours, Goal(least, "ours", ">=") if least else Goal(most, "ours"))
 
 
 def _percentile(values: Sequence[float], percent: int) -> float:
     return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
-
-
-def _row(result: Mapping[str, Any]) -> str:
-    peer = f"{result['theirs']} by {result['peer']} (x {result['ratio']})" if result["peer"] else ""
-    met = {True: "met", False: "MISSED", None: ""}[result["met"]]
-    return f"{result['metric']:34} {result['ours']:>9} {result['unit']:12} {peer:42} goal {result['goal']:8} {met}"
-
-
-if __name__ == "__main__":
-    main("--json" in sys.argv[1:])
