@@ -104,10 +104,7 @@ class Agent:
         FaultyFilesError
             The rules cannot be loaded.
         """
-        # Rules are read while the first samples are taken: neither waits for the other.
-        reading = asyncio.create_task(asyncio.to_thread(load_rules, self._loaded))
         async with contextlib.AsyncExitStack() as stack:
-            stack.callback(reading.cancel)
             # First of all: a port that is taken is a mistake of the configuration, and nothing has begun yet.
             page = self._bind(stack)
             store = await self._open_store()
@@ -115,6 +112,9 @@ class Agent:
             ops = hands(self._loaded.config, self._clock)
             stack.push_async_callback(ops.close)
             sampler = self._make_sampler(store)
+            # Rules are read while the first samples are taken: neither waits for the other.
+            reading = asyncio.create_task(asyncio.to_thread(load_rules, self._loaded))
+            stack.callback(reading.cancel)
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 ticked = self._supervisor.progress("sampler", patience_s=30.0)

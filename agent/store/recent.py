@@ -163,11 +163,12 @@ class Recent:
 
     def window(self, start: float, end: float) -> Iterator[tuple[Series, Sequence[float]]]:
         """The values of every series within ``[start, end)``, in the order of time."""
-        for metric, tracks in self._tracks.items():
-            for labels, track in tracks.items():
-                points = track.points(start, math.nextafter(end, start))
-                if points is not None:
-                    yield Series(metric, labels), points.values
+        # Whoever folds thousands of series lets others run in between, and they may add some.
+        tracks = [(metric, *item) for metric, tracks in self._tracks.items() for item in tracks.items()]
+        for metric, labels, track in tracks:
+            points = track.points(start, math.nextafter(end, start))
+            if points is not None:
+                yield Series(metric, labels), points.values
 
     def _cut(self, before: float) -> None:
         for block in self._blocks.values():
