@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from agent import faultpoint, guards
@@ -43,12 +43,16 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 """How often an action held back by a waiting brake is asked again."""
+PLAN_DEADLINE_S = 900.0
 APPLY_DEADLINE_S = 900.0
 VERIFY_EVERY_S = 5.0
 MAX_ATTEMPTS = 3
 CIRCUIT_OPENS_AFTER = 2
 CIRCUIT_MEMORY_S = 7 * 86400.0
 HOUR_S = 3600.0
+
+_NOT_BEGUN = (ActionStatus.REQUESTED, ActionStatus.AWAITING_APPROVAL)
+_STRICTEST_FIRST = (Mode.OBSERVE, Mode.ASK, Mode.ACT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ class Dispatch:
         self._finished = finished
         self._progress = progress
         self._wake = asyncio.Event()
+        # Whoever carries out holds it: a round and a person's request must not both find the same action not begun.
+        self._turn = asyncio.Lock()
         self._locked: set[str] = set()
         self.verifying: set[asyncio.Task[None]] = set()
         """Verifications under way; each ends by itself."""
@@ -125,10 +131,11 @@ class Dispatch:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), timeout=RETRY_S if waiting else 30.0)
                 self._wake.clear()
-        finally:
+        except asyncio.CancelledError:  # after a crash it is run again, and verifications go on meanwhile
             for task in self.verifying:
                 task.cancel()
             await asyncio.gather(*self.verifying, return_exceptions=True)
+            raise
 
     async def once(self) -> None:
         """Carry out what is open and wait until it is verified, for ``upkeep run --once``."""
@@ -140,10 +147,13 @@ class Dispatch:
 
     async def carry_out(self, action: Action) -> Action:
         """Carry out one action that a person asked for and wait for its end; it must be in the ledger already."""
-        await self._advance(action)
+        async with self._turn:
+            current = await self._ledger.action(action.id)
+            if current is not None and current.status in _NOT_BEGUN:
+                await self._advance(current)
         current = await self._ledger.action(action.id)
         while current is not None and current.status is ActionStatus.VERIFYING and self.verifying:
-            await asyncio.wait(self.verifying)
+            await asyncio.wait(self.verifying, return_when=asyncio.FIRST_COMPLETED)
             current = await self._ledger.action(action.id)
         return current or action
 
@@ -152,13 +162,27 @@ class Dispatch:
     async def round(self) -> bool:
         """Advance every open action once; whether any is left waiting."""
         waiting = False
-        for action in await self._ledger.open_actions():
-            if action.status in (ActionStatus.REQUESTED, ActionStatus.AWAITING_APPROVAL):
-                waiting |= await self._advance(action)
+        async with self._turn:
+            for action in await self._ledger.open_actions():
+                self._progress()
+                if action.status in _NOT_BEGUN:
+                    waiting |= await self._advance(action)
         return waiting
 
     async def _advance(self, action: Action) -> bool:
-        """One action as far as it goes now; whether it is left waiting."""
+        """One action as far as it goes now, whatever breaks; whether it is left waiting."""
+        try:
+            return await self._consider(action)
+        except StoreError as error:
+            log.error("ledger_unwritable action=%d error=%s", action.id, error)
+            return True
+        except Exception as error:
+            # Parameters that no rule file could hold, a handler's own fault: it must not keep all others from acting.
+            log.exception("action_crashed id=%d", action.id)
+            await self._failed_to_plan(action, repr(error))
+            return False
+
+    async def _consider(self, action: Action) -> bool:
         try:
             handler = make(action.handler, action.params, self._tools)
         except UpkeepError as error:
@@ -174,9 +198,9 @@ class Dispatch:
             await self._wait(action, reason)
             return True
         try:
-            plan = await handler.plan(self._clock.wall())
+            plan = await self._plan(handler)
         except UpkeepError as error:
-            await self._failed_to_plan(action, error)
+            await self._failed_to_plan(action, str(error))
             return False
         plan = _cut(plan, self._brakes.limits)
         reason = reason or guards.plan_reason(plan, self._brakes.limits.limits.percent_per_action)
@@ -185,6 +209,13 @@ class Dispatch:
             return False
         await self._act(action, handler, plan)
         return False
+
+    async def _plan(self, handler: Handler) -> Plan:
+        try:
+            async with asyncio.timeout(PLAN_DEADLINE_S):
+                return await handler.plan(self._clock.wall())
+        except TimeoutError:
+            raise UpkeepError(f"cannot plan: no end within {PLAN_DEADLINE_S:.0f} s") from None
 
     async def _act(self, action: Action, handler: Handler, plan: Plan) -> None:
         """INTENT → apply → OUTCOME; the intent is on disk before anything is touched."""
@@ -199,10 +230,10 @@ class Dispatch:
             return
         faultpoint.reach("intent_after")
         log.info("action_started id=%d handler=%s plan=%s", action.id, action.handler, plan.summary)
-        self._locked.add(running.resource)
+        self._progress()
         outcome = await self._apply(handler, plan)
         verifying = dataclasses.replace(running, status=ActionStatus.VERIFYING, outcome=outcome)
-        await self._ledger.save_action(verifying)
+        await self._save(verifying)
         faultpoint.reach("outcome_after")
         self._start_verifying(verifying)
 
@@ -229,44 +260,51 @@ class Dispatch:
         if asks and plan is None:
             handler = make(action.handler, action.params, self._tools)
             with contextlib.suppress(UpkeepError):
-                plan = await handler.plan(self._clock.wall())
+                plan = await self._plan(handler)
         log.info("action_waits id=%d handler=%s reason=%s", action.id, action.handler, reason)
         await self._ledger.save_action(dataclasses.replace(action, status=status, reason=reason, plan=plan))
 
     async def _held(self, action: Action, reason: str) -> None:
         """A final reason: observed or refused, and the next rung's turn."""
+        following = self._next_rung(action)
         if reason == "observe_mode":
-            await self._close(action, ActionStatus.OBSERVED, reason)
+            await self._close(action, ActionStatus.OBSERVED, reason, following=following)
         elif reason == "nothing_to_do":
-            await self._close(action, ActionStatus.DONE, reason, verdict=Verdict.NO_EFFECT)
+            await self._close(action, ActionStatus.DONE, reason, verdict=Verdict.NO_EFFECT, following=following)
         else:
-            await self._close(action, ActionStatus.REFUSED, reason)
-        await self._next_rung(action)
+            await self._close(action, ActionStatus.REFUSED, reason, following=following)
 
-    async def _failed_to_plan(self, action: Action, error: UpkeepError) -> None:
-        await self._close(action, ActionStatus.DONE, "plan_failed", verdict=Verdict.FAILED, error=str(error))
-        await self._next_rung(action)
+    async def _failed_to_plan(self, action: Action, why: str) -> None:
+        following = self._next_rung(action)
+        failed = Verdict.FAILED
+        await self._close(action, ActionStatus.DONE, "plan_failed", verdict=failed, error=why, following=following)
 
     async def _interrupted(self, action: Action) -> None:
         """After a crash: plan afresh where repeating is harmless, else leave it to the next rung."""
-        await self._close(action, ActionStatus.INTERRUPTED, "agent_stopped_while_running")
-        handler = make(action.handler, action.params, self._tools)
-        if handler.idempotent and action.attempt < MAX_ATTEMPTS:
-            again = dataclasses.replace(
-                action,
-                id=0,
-                attempt=action.attempt + 1,
-                status=ActionStatus.REQUESTED,
-                reason="",
-                plan=None,
-                outcome=None,
-                started_at=None,
-                finished_at=None,
-                requested_at=self._clock.wall(),
-            )
-            await self._request(again)
-        else:
-            await self._next_rung(action)
+        following = self._next_attempt(action) or self._next_rung(action)
+        await self._close(action, ActionStatus.INTERRUPTED, "agent_stopped_while_running", following=following)
+
+    def _next_attempt(self, action: Action) -> Action | None:
+        # Who asked by hand may have stopped it by hand, and asks again if it is still wanted.
+        if action.attempt >= MAX_ATTEMPTS or _by_person(action):
+            return None
+        try:
+            if not make(action.handler, action.params, self._tools).idempotent:
+                return None
+        except UpkeepError:
+            return None  # of another version, which knew this handler
+        return dataclasses.replace(
+            action,
+            id=0,
+            attempt=action.attempt + 1,
+            status=ActionStatus.REQUESTED,
+            reason="",
+            plan=None,
+            outcome=None,
+            started_at=None,
+            finished_at=None,
+            requested_at=self._clock.wall(),
+        )
 
     # -- verification --
 
@@ -279,17 +317,18 @@ class Dispatch:
     async def _verify(self, action: Action) -> None:
         try:
             faultpoint.reach("verify_before")
-            verdict, reason = await self._verdict(action)
-            await self._close(action, ActionStatus.DONE, reason, verdict=verdict)
-        except Exception:
-            log.exception("verification_crashed action=%d", action.id)
-            await self._close(action, ActionStatus.DONE, "not_verified", verdict=Verdict.FAILED)
-            verdict = Verdict.FAILED
+            try:
+                verdict, reason = await self._verdict(action)
+            except Exception:
+                log.exception("verification_crashed action=%d", action.id)
+                verdict, reason = Verdict.FAILED, "not_verified"
+            following = None if verdict is Verdict.FIXED else self._next_rung(action)
+            await self._close(action, ActionStatus.DONE, reason, verdict=verdict, following=following)
+            await self._count(action, verdict)
+        except StoreError as error:
+            log.error("ledger_unwritable action=%d error=%s", action.id, error)
         finally:
             self._locked.discard(action.resource)
-        await self._count(action, verdict)
-        if verdict is not Verdict.FIXED:
-            await self._next_rung(action)
 
     async def _verdict(self, action: Action) -> tuple[Verdict | None, str]:
         """What the action achieved: asked of the alert's own expression, on samples taken after the change."""
@@ -307,9 +346,8 @@ class Dispatch:
     async def _ask_rule(self, rule: AlertRule, action: Action) -> tuple[Verdict, str]:
         within = _verify_within(rule, action)
         deadline = self._clock.boot() + within
-        before = next(
-            (a.value for a in self._engine.alerts() if a.rule == rule.name and a.labels == action.labels), None
-        )
+        alert = self._engine.alert(rule.name, action.labels)
+        before = alert.value if alert else None
         value: float | None = None
         known = False
         while True:
@@ -345,36 +383,58 @@ class Dispatch:
         )
         await self._record([Event("circuit_opened", Severity.ERROR, message, "dispatch", now)])
 
-    async def _next_rung(self, action: Action) -> None:
+    def _next_rung(self, action: Action) -> Action | None:
         """One rung up, unless the alert has cleared meanwhile. The last rung is a person's."""
         alert = self._alert_of(action)
         rule = self._engine.rule_named(action.rule, action.labels) if action.rule else None
         if rule is None or alert is None:
-            return
+            return None
         following = self._engine.request(rule, alert, action.step + 1, self._clock.wall())
-        if following is not None:
-            await self._request(following)
-        else:
+        if following is None:
             log.warning("ladder_ended rule=%s labels=%s", action.rule, dict(action.labels))
-
-    async def _request(self, action: Action) -> None:
-        await self._ledger.commit_alerts([], [action])
-        self._wake.set()
+        return following
 
     async def _close(
-        self, action: Action, status: ActionStatus, reason: str, *, verdict: Verdict | None = None, error: str = ""
+        self,
+        action: Action,
+        status: ActionStatus,
+        reason: str,
+        *,
+        verdict: Verdict | None = None,
+        error: str = "",
+        following: Action | None = None,
     ) -> None:
+        """End an action and ask for what follows it, in one commit: no crash comes between the two."""
         outcome = action.outcome or (Outcome(error=error) if error else None)
         closed = dataclasses.replace(
             action, status=status, reason=reason, verdict=verdict, outcome=outcome, finished_at=self._clock.wall()
         )
-        await self._ledger.save_action(closed)
+        requests = [following] if following else []
+        if action.status is ActionStatus.VERIFYING:
+            await self._save(closed, requests)
+        else:
+            await self._ledger.save_action(closed, requests)
+        if requests:
+            self._wake.set()
         freed = outcome.bytes_freed if outcome else 0
         log.info(
             "action_%s id=%d handler=%s resource=%s outcome=%s reason=%s bytes_freed=%d",
             status, action.id, action.handler, action.resource, verdict or "-", reason or "-", freed,
         )  # fmt: skip
         self._finished(closed)
+
+    async def _save(self, action: Action, requests: Sequence[Action] = ()) -> None:
+        """Commit what was done, however long the ledger cannot be written: it has happened and must be known."""
+        refused = False
+        while True:
+            try:
+                return await self._ledger.save_action(action, requests)
+            except StoreError as error:
+                if not refused:
+                    log.error("ledger_unwritable action=%d error=%s", action.id, error)
+                refused = True
+            self._progress()
+            await asyncio.sleep(RETRY_S)
 
     # -- what the brakes look at --
 
@@ -383,11 +443,14 @@ class Dispatch:
         return not action.rule or self._alert_of(action) is not None
 
     def _alert_of(self, action: Action) -> Alert | None:
-        """The firing alert behind an action; one whose data went missing counts as none unless missing is its cause."""
-        for alert in self._engine.alerts():
-            if (alert.rule, alert.labels, alert.state) == (action.rule, action.labels, AlertState.FIRING):
-                return alert if not alert.missing or self._fires_on_missing(action) else None
-        return None
+        """The firing alert behind an action; one whose data went missing counts as none unless missing is its cause.
+
+        An alert that has ended and fires again asks for an action of its own.
+        """
+        alert = self._engine.alert(action.rule, action.labels)
+        if alert is None or (alert.state, alert.fired_at) != (AlertState.FIRING, action.fired_at):
+            return None
+        return alert if not alert.missing or self._fires_on_missing(action) else None
 
     def _fires_on_missing(self, action: Action) -> bool:
         rule = self._engine.rule_named(action.rule, action.labels)
@@ -407,9 +470,10 @@ class Dispatch:
         first_rung = action.step == 0
         return Situation(
             paused=self._brakes.paused(),
-            mode=action.mode,
+            # A ladder begun in one mode goes on in it, but a brake put on meanwhile holds at once.
+            mode=min(action.mode, (fix.mode if fix else None) or self._brakes.mode, key=_STRICTEST_FIRST.index),
             approved=bool(action.extra.get("approved")),
-            by_person=action.cause.startswith("person"),
+            by_person=_by_person(action),
             harmless=handler.harmless,
             handler_disabled=action.handler in config.disabled_handlers,
             since_boot_s=self._clock.boot(),
@@ -435,6 +499,10 @@ def _resource(action: Action, handler: Handler) -> str:
     if handler.harmless and action.rule:
         return f"{handler.resource()} {Series(action.rule, action.labels)}"
     return handler.resource()
+
+
+def _by_person(action: Action) -> bool:
+    return action.cause.startswith("person")
 
 
 def _same_work(one: Past | Circuit, action: Action) -> bool:

@@ -235,6 +235,14 @@ class Engine:
         standing = (alert for judged in self._judged.values() for alert in judged.states.values())
         return [alert for alert in standing if alert.state is not AlertState.INACTIVE]
 
+    def alert(self, name: str, labels: Labels) -> Alert | None:
+        """The alert of that name and those labels, if it is pending or firing."""
+        for judged in self._judged.values():
+            alert = judged.states.get(labels) if judged.rule.name == name else None
+            if alert is not None and alert.state is not AlertState.INACTIVE:
+                return alert
+        return None
+
     def rule_named(self, name: str, labels: Labels) -> AlertRule | None:
         """The rule that made an alert: the one of that name whose own fixed labels the alert carries."""
         held = [judged.rule for judged in self._judged.values() if judged.rule.name == name]

@@ -153,8 +153,15 @@ class Ledger:
         """The actions that are not final, oldest first."""
         return await self._actions(_OPEN_SQL, ())
 
-    async def save_action(self, action: Action) -> None:
+    async def save_action(self, action: Action, requests: Sequence[Action] = ()) -> None:
         """Commit what became of an action: its intent before it is carried out, its outcome, its verdict.
+
+        Parameters
+        ----------
+        action
+            One that the ledger has.
+        requests
+            The actions that follow from it, in the same transaction; one that was requested before is left as it is.
 
         Raises
         ------
@@ -174,6 +181,7 @@ class Ledger:
         if await self._items_changed(action, columns):
             statements.append(("DELETE FROM action_item WHERE action = ?", (action.id,)))
             statements.append(Many(INSERT_ITEM, list(item_rows(action))))
+        statements += map(insert_action, requests)
         saved, *_ = await self._database.write(*statements)
         if not saved:
             raise StoreError(f"cannot save action {action.id}: the ledger has no such action")
