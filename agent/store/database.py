@@ -19,9 +19,6 @@ import aiosqlite
 from agent.errors import StoreError
 from agent.store.statement import BUSY_S, Many, Row, Statement
 
-VERSION = 1
-"""The schema of both files; a file of a later version is refused and not touched."""
-
 BALLAST_BYTES = 1 << 20
 PAGE_BYTES = 4096
 WAL_KEPT_BYTES = 16 << 20
@@ -48,6 +45,8 @@ class Schema:
     """What kind of file this is: the name of its SQL texts, its mark in the SQLite header, how commits are synced."""
 
     name: str
+    version: int
+    """A file of a later version is refused and not touched; one of an earlier version is brought forward."""
     application_id: int
     synchronous: str
     checked_whole: bool
@@ -55,21 +54,34 @@ class Schema:
 
     def script(self) -> str:
         """The SQL that makes a new file; auto_vacuum must be chosen before the first table, and before WAL."""
-        texts = [
-            (_FOLDER / name).read_text(encoding="utf-8") for name in (f"{self.name}.sql", f"{self.name}_views.sql")
-        ]
         return "\n".join(
             [
                 f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL;",
-                f"BEGIN; PRAGMA application_id = {self.application_id}; PRAGMA user_version = {VERSION};",
-                *texts,
+                f"BEGIN; PRAGMA application_id = {self.application_id}; PRAGMA user_version = {self.version};",
+                self._text(f"{self.name}.sql"),
+                *self._additions(1),
+                self._text(f"{self.name}_views.sql"),
                 "COMMIT;",
             ]
         )
 
+    def forward(self, version: int) -> str:
+        """The SQL that brings a file of an earlier version to this one, in one transaction."""
+        return "\n".join(
+            ["BEGIN IMMEDIATE;", *self._additions(version), f"PRAGMA user_version = {self.version};COMMIT;"]
+        )
 
-METRICS = Schema("metrics", 0x55504B4D, "NORMAL", checked_whole=False)
-LEDGER = Schema("ledger", 0x55504B4C, "FULL", checked_whole=True)
+    def _additions(self, version: int) -> list[str]:
+        """What each version after this one added."""
+        return [self._text(f"{self.name}_{later}.sql") for later in range(version + 1, self.version + 1)]
+
+    @staticmethod
+    def _text(name: str) -> str:
+        return (_FOLDER / name).read_text(encoding="utf-8")
+
+
+METRICS = Schema("metrics", 2, 0x55504B4D, "NORMAL", checked_whole=False)
+LEDGER = Schema("ledger", 1, 0x55504B4C, "FULL", checked_whole=True)
 
 
 class Damaged(Exception):
@@ -307,6 +319,9 @@ def _connect(path: Path, schema: Schema) -> sqlite3.Connection:
     try:
         _check_content(connection, path, schema)
         connection.execute("PRAGMA journal_mode = WAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version < schema.version:
+            connection.executescript(schema.forward(version))
     except sqlite3.DatabaseError as error:
         connection.close()
         if isinstance(error, sqlite3.OperationalError) and not _damage(error):
@@ -323,7 +338,7 @@ def _connect(path: Path, schema: Schema) -> sqlite3.Connection:
     ):
         connection.execute(f"PRAGMA {pragma}")
     # A first commit makes the log: without one, a reader who may not write could not open what a killed agent leaves.
-    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute(f"PRAGMA user_version = {schema.version}")
     return connection
 
 
@@ -355,10 +370,10 @@ def _check_header(path: Path, schema: Schema) -> None:
     version, application_id = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
     if application_id != schema.application_id:
         raise Damaged(f"it is not a {schema.name} file of this program")
-    if version > VERSION:
+    if version > schema.version:
         raise StoreError(
-            f'cannot open "{path}": it was written by a newer version (schema {version}, this one knows {VERSION}); '
-            "it was left as it is"
+            f'cannot open "{path}": it was written by a newer version (schema {version}, this one knows '
+            f"{schema.version}); it was left as it is"
         )
 
 

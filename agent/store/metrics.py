@@ -200,13 +200,17 @@ class Metrics:
             found[older.labels] = older if newer is None else _joined(older, newer)
         return list(found.values())
 
-    async def maintain(self, at: float) -> None:
-        """Fold finished minutes and hours, prune, keep the file small; to be called about once a minute."""
+    async def maintain(self, at: float, *, beside_bytes: int = 0) -> None:
+        """Fold finished minutes and hours, pack old rows, prune, keep the file small; to be called once a minute.
+
+        ``beside_bytes`` is what the other file takes of the size that both may have.
+        """
         try:
             await self._fold_minutes(at - FOLD_AFTER_S)
             await self._fold_hours(at - FOLD_AFTER_S)
             self._database.restore_ballast()
-            await retention.prune(self._database, self._limits, at)
+            await retention.compact(self._database, self._limits, at)
+            await retention.prune(self._database, self._limits, at, beside_bytes=beside_bytes)
         except StoreError as error:
             self.fault = str(error)  # what could not be folded is folded next time: memory holds an hour
         self._layouts.forget(self.recent.trim(at))

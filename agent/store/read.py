@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+import struct
+import zlib
 from array import array
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -15,13 +20,31 @@ from urllib.parse import quote
 
 from agent.errors import StoreError
 from agent.model import Action, Alert, Event, Labels, Series, Severity
+from agent.store import chunk
+from agent.store.chunk import WINDOW_S
 from agent.store.rows import ACTION, ALERT, ITEMS, action_of, alert_of
-from agent.store.series import decode_labels, decode_values
+from agent.store.series import decode_labels, decode_values, encode_value
 from agent.store.statement import BUSY_S, Row
 
 if TYPE_CHECKING:
     from agent.promql.nodes import Matcher
     from agent.promql.values import Points
+
+_WINDOW_MS = WINDOW_S * 1000
+
+# What the stock shell sees of ``samples`` is what is still in hot rows: only here is there a function for the rest.
+_SAMPLES = """
+CREATE TEMP VIEW samples AS
+SELECT time, metric, labels, value FROM main.samples
+UNION ALL
+SELECT strftime('%Y-%m-%dT%H:%M:%fZ', point.key / 1000.0, 'unixepoch'),
+       series.metric,
+       series.labels,
+       CASE point.type WHEN 'text' THEN substr(point.value, 1, 3 + (point.value LIKE '_Inf')) ELSE point.value * 1.0 END
+FROM main.series JOIN main.slot ON slot.series = series.id JOIN main.chunk ON chunk.layout = slot.layout
+     JOIN json_each(chunk_values(chunk.data, slot.position)) AS point
+WHERE point.type <> 'null'
+"""
 
 _PRAGMAS = frozenset({"table_info", "table_xinfo", "table_list", "index_list", "index_info", "database_list"})
 _READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
@@ -44,16 +67,19 @@ class _Column:
     times: array[float] = field(default_factory=lambda: array("d"))
     values: array[float] = field(default_factory=lambda: array("d"))
 
-    def add(self, at: float, value: float) -> None:
-        if self.times and self.times[-1] == at:
-            self.values[-1] = value  # written twice within a millisecond: the later one counts
-        else:
-            self.times.append(at)
-            self.values.append(value)
+    def points(self) -> Points:
+        """What was read, with rising instants: of what was written twice within a millisecond, the later counts."""
+        from agent.promql.values import Points
+
+        if all(before < after for before, after in pairwise(self.times)):
+            return Points(self.labels, self.times, self.values)
+        found = dict(zip(self.times, self.values, strict=True))
+        instants = sorted(found)
+        return Points(self.labels, instants, [found[at] for at in instants])
 
 
 class Reader:
-    """A read-only view of a state directory; a PromQL source over the full-resolution rows.
+    """A read-only view of a state directory; a PromQL source over all that is kept at full resolution.
 
     It needs no right to write anything, waits for no writer, and no writer waits for it.
     """
@@ -79,6 +105,9 @@ class Reader:
                 connection.execute("SELECT count(*) FROM sqlite_master")
                 if ledger.exists():
                     connection.execute("ATTACH ? AS ledger", (_uri(ledger),))
+                connection.execute("PRAGMA temp_store = MEMORY")
+                connection.create_function("chunk_values", 2, _chunk_values, deterministic=True)
+                connection.execute(_SAMPLES)
                 connection.execute("PRAGMA query_only = ON")
                 connection.set_authorizer(_only_reading)
             except sqlite3.Error:
@@ -108,7 +137,6 @@ class Reader:
     def select(self, matchers: Sequence[Matcher], start: float, end: float) -> list[Points]:
         """Every series that meets all matchers, with its points in the closed interval, in seconds."""
         from agent.promql.nodes import NAME  # most commands ask in SQL, and PromQL's types take long to make
-        from agent.promql.values import Points
 
         columns = {
             number: _Column(tuple(sorted(((NAME, one.metric), *one.labels)))) for number, one in self._series(matchers)
@@ -117,16 +145,33 @@ class Reader:
         for number, column in columns.items():
             for layout, position in self._rows("SELECT layout, position FROM slot WHERE series = ?", (number,)):
                 wanted.setdefault(layout, []).append((position, column))
-        bounds = (math.ceil(start * 1000) * 1000, math.floor(end * 1000) * 1000 + 999)
-        marks = ",".join(map(str, wanted))
+        first_ms, last_ms = math.ceil(start * 1000), math.floor(end * 1000)
+        # One statement, so that rows which become a chunk meanwhile are seen once.
         rows = self._connection.execute(
-            f"SELECT id, layout, vals FROM tick WHERE id BETWEEN ? AND ? AND layout IN ({marks}) ORDER BY id", bounds
+            "SELECT 0, id, layout, data FROM chunk WHERE id BETWEEN ?1 AND ?2 AND layout IN ({0}) UNION ALL "
+            "SELECT 1, id, layout, vals FROM tick WHERE id BETWEEN ?3 AND ?4 AND layout IN ({0}) ORDER BY 1, 2".format(
+                ",".join(map(str, wanted))
+            ),
+            (
+                first_ms // _WINDOW_MS * _WINDOW_MS,
+                last_ms // _WINDOW_MS * _WINDOW_MS + _WINDOW_MS - 1,
+                first_ms * 1000,
+                last_ms * 1000 + 999,
+            ),
         )
-        for number, layout, vals in rows:
-            values = decode_values(vals)
+        for hot, number, layout, data in rows:
+            if not hot:
+                try:
+                    _unpack(data, wanted[layout], first_ms, last_ms)
+                except (zlib.error, struct.error, ValueError, IndexError) as error:
+                    begun = datetime.fromtimestamp(number / 1000, UTC)
+                    raise StoreError(f"cannot read the chunk of {begun:%Y-%m-%dT%H:%M:%SZ}: it is damaged") from error
+                continue
+            values = decode_values(data)
             for position, column in wanted[layout]:
-                column.add(number // 1000 / 1000, values[position])
-        return [Points(column.labels, column.times, column.values) for column in columns.values() if column.times]
+                column.times.append(number // 1000 / 1000)
+                column.values.append(values[position])
+        return [column.points() for column in columns.values() if column.times]
 
     def actions(self, *, since: float = 0.0, until: float = math.inf) -> list[Action]:
         """The actions requested in the closed interval, newest first."""
@@ -187,6 +232,24 @@ class Reader:
 
     def _rows(self, sql: str, parameters: Sequence[object]) -> list[Row]:
         return self.sql(sql, parameters)[1]
+
+
+def _unpack(data: bytes, wanted: Iterable[tuple[int, _Column]], first_ms: int, last_ms: int) -> None:
+    """Add what a chunk holds of some columns between two instants, both included."""
+    instants = chunk.decode_integers(chunk.part(data, 0))
+    low, high = bisect_left(instants, first_ms), bisect_right(instants, last_ms)
+    times = [instant / 1000 for instant in instants[low:high]]
+    for position, column in wanted:
+        column.times.extend(times)
+        column.values.extend(chunk.decode_values(chunk.part(data, position + 1), len(instants))[low:high])
+
+
+def _chunk_values(data: bytes, position: int) -> str:
+    """One series of a chunk as a JSON object from its instants, in milliseconds, to its values."""
+    instants = chunk.decode_integers(chunk.part(data, 0))
+    values = chunk.decode_values(chunk.part(data, position + 1), len(instants))
+    pairs = zip(instants, values, strict=True)
+    return "{" + ",".join([f'"{instant}":{encode_value(value)}' for instant, value in pairs]) + "}"
 
 
 def _uri(path: Path) -> str:

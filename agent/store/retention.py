@@ -4,31 +4,54 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agent.store.chunk import WINDOW_S
+from agent.store.compact import compact_oldest, hot_bytes
 from agent.store.database import PAGE_BYTES, Database
 
 DAY_S = 86400.0
 HOT_S = DAY_S
-"""Full resolution stays in hot rows for so long at most."""
+"""Full resolution stays in hot rows for so long at most, then in chunks."""
+
+HOT_AT_LEAST_S = 2 * 3600.0
+"""Nor for less: a start reads the last hour from hot rows."""
 
 BATCH_ROWS = 500
+BATCH_CHUNKS = 20
 BATCHES = 20
+WINDOWS = 3
+"""Windows that become chunks in one call: there is one in ten minutes, more after the agent was off."""
+
 _SPARE_PAGES = 512
 """Free pages up to here stay in the file, to be used again; what is more goes back to the disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What is kept, by age in seconds and by the size of metrics.db in bytes."""
+    """What is kept, by age in seconds and by the size of both files in bytes."""
 
     raw_s: float = 7 * DAY_S
+    hot_s: float = HOT_S
     minutes_s: float = 30 * DAY_S
     hours_s: float = 730 * DAY_S
     events_s: float = 90 * DAY_S
     max_size_bytes: int = 1 << 30
 
 
-async def prune(database: Database, limits: Retention, at: float) -> int:
+async def compact(database: Database, limits: Retention, at: float) -> None:
+    """Pack hot rows that are too old, or the oldest of those that fill more than half of the size; a few windows."""
+    for _ in range(WINDOWS):
+        crowded = await hot_bytes(database) > limits.max_size_bytes / 2
+        if not await compact_oldest(database, at - (HOT_AT_LEAST_S if crowded else limits.hot_s)):
+            break
+
+
+async def prune(database: Database, limits: Retention, at: float, *, beside_bytes: int = 0) -> int:
     """Drop what is older than its age, then the oldest of what is over the size; at most a few thousand rows a call.
+
+    Parameters
+    ----------
+    beside_bytes
+        What else counts in the size: the other file.
 
     Returns
     -------
@@ -36,7 +59,8 @@ async def prune(database: Database, limits: Retention, at: float) -> int:
         How many rows went.
     """
     oldest_kept = {
-        "tick": int((at - min(limits.raw_s, HOT_S)) * 1_000_000),
+        "chunk": int((at - limits.raw_s) // WINDOW_S * WINDOW_S) * 1000,
+        "tick": int((at - limits.raw_s) * 1_000_000),
         "minute": int(at - limits.minutes_s),
         "hour": int(at - limits.hours_s),
         "event": int((at - limits.events_s) * 1000),
@@ -46,10 +70,10 @@ async def prune(database: Database, limits: Retention, at: float) -> int:
         for _ in range(BATCHES):
             dropped = await drop_oldest(database, table, before)
             gone += dropped
-            if dropped < BATCH_ROWS:
+            if not dropped:
                 break
     for _ in range(BATCHES):
-        if await used_bytes(database) <= limits.max_size_bytes:
+        if await used_bytes(database) + beside_bytes <= limits.max_size_bytes:
             break
         gone += await drop_something(database)
     await _shrink(database)
@@ -59,6 +83,7 @@ async def prune(database: Database, limits: Retention, at: float) -> int:
 async def drop_oldest(database: Database, table: str, before: int | None = None, rows: int = BATCH_ROWS) -> int:
     """Drop the oldest rows of one table, those before a key if given; return how many."""
     key = "at_ms" if table == "event" else "id"
+    rows = min(rows, BATCH_CHUNKS) if table == "chunk" else rows
     limit, parameters = (f"WHERE {key} < ?", (before, rows)) if before is not None else ("", (rows,))
     [[], [(dropped,)]] = await database.write(
         (f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} {limit} ORDER BY {key} LIMIT ?)", parameters),
@@ -69,7 +94,7 @@ async def drop_oldest(database: Database, table: str, before: int | None = None,
 
 async def drop_something(database: Database, rows: int = BATCH_ROWS) -> int:
     """Drop the oldest of what is cheapest to lose: full resolution first, then minutes, events, hours."""
-    for table in ("tick", "minute", "event", "hour"):
+    for table in ("chunk", "tick", "minute", "event", "hour"):
         dropped = await drop_oldest(database, table, rows=rows)
         if dropped:
             return dropped
@@ -97,7 +122,7 @@ async def drop_unused_layouts(database: Database, in_use: list[int]) -> None:
         Layouts that rows to come may name.
     """
     marks = ",".join("?" * len(in_use))
-    named = " UNION ".join(f"SELECT layout FROM {table}" for table in ("tick", "minute", "hour"))
+    named = " UNION ".join(f"SELECT layout FROM {table}" for table in ("tick", "chunk", "minute", "hour"))
     await database.write(
         (f"DELETE FROM slot WHERE layout NOT IN ({named}) AND layout NOT IN ({marks})", in_use),
         ("DELETE FROM series WHERE id NOT IN (SELECT series FROM slot)", ()),

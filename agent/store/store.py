@@ -9,7 +9,7 @@ from agent.model import Event, Severity, make_labels
 from agent.store.database import LEDGER, METRICS, Database, StateLock
 from agent.store.ledger import Ledger
 from agent.store.metrics import Metrics
-from agent.store.retention import Retention
+from agent.store.retention import Retention, used_bytes
 
 
 class Store:
@@ -58,9 +58,10 @@ class Store:
         return store
 
     async def maintain(self, at: float) -> None:
-        """Roll-ups, pruning, ballast: to be called about once a minute, with the wall clock."""
-        await self.metrics.maintain(at)
-        self._files[1].restore_ballast()
+        """Roll-ups, packing, pruning, ballast: to be called about once a minute, with the wall clock."""
+        ledger = self._files[1]
+        await self.metrics.maintain(at, beside_bytes=await used_bytes(ledger))
+        ledger.restore_ballast()
 
     async def close(self) -> None:
         """Commit what waits and leave two plain files that readers without write access can open."""

@@ -165,7 +165,7 @@ def test_a_newer_version_is_refused_and_not_touched(
 ) -> None:
     with_store(nothing)
     with closing(sqlite3.connect(state_dir / name)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 9")
     before = (state_dir / name).read_bytes()
 
     with pytest.raises(StoreError, match="newer version") as refused:
