@@ -26,7 +26,7 @@ from agent.config import LoadedConfig
 from agent.control import Controls
 from agent.dispatch import Brakes, Dispatch
 from agent.engine import Engine
-from agent.errors import FaultyFilesError, UpkeepError
+from agent.errors import FaultyFilesError, StoreError, UpkeepError
 from agent.handlers import Tools
 from agent.logwatch.patterns import compile_patterns
 from agent.logwatch.runner import LogWatch
@@ -46,6 +46,7 @@ OPS_SOCKET = "/run/upkeep/ops.sock"
 MAINTAIN_EVERY_S = 60.0
 REPORT_DEADLINE_S = 300.0
 LOGS_SOUGHT_S = 1.0
+CANCEL_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Agent:
         self._figures = _Figures()
         self._stopping = asyncio.Event()
         self._first_sample = asyncio.Event()
+        self._reloading = asyncio.Lock()
         self._supervisor = Supervisor(self._clock, self._crashed)
         self._logwatch: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup
@@ -129,8 +131,7 @@ class Agent:
                 finally:
                     systemd.notify("STOPPING=1")
                     tasks += [self._logwatch] if self._logwatch else []
-                    for task in tasks:
-                        task.cancel()
+                    await _end(tasks)
 
     async def once(self) -> None:
         """One pass of everything: sample, judge, carry out what was asked for, then stop."""
@@ -275,6 +276,8 @@ class Agent:
         if self._logwatch:
             self._logwatch.cancel()
             await asyncio.wait([self._logwatch])
+        if self._stopping.is_set():
+            return  # what is begun now nobody would cancel
         self._patterns = rules.patterns
         globs = [path for logs in self._loaded.config.logs for path in logs.paths]
         if not globs:
@@ -301,7 +304,8 @@ class Agent:
         # Files that are there now are old, those that come later are new: not ready before that line is drawn. A hung
         # mount may hold the search up, and must not hold up the agent.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(sought.wait(), LOGS_SOUGHT_S)
+            async with asyncio.timeout(LOGS_SOUGHT_S):
+                await sought.wait()
 
     # -- while running --
 
@@ -310,19 +314,23 @@ class Agent:
 
         Rules, patterns and jobs are taken over; other keys of the configuration need a restart, and that is said.
         """
+        async with self._reloading:  # of two at once the one that read the older files must not come last
+            return await self._reload()
+
+    async def _reload(self) -> str:
         systemd.reloading()
         try:
             loaded = await asyncio.to_thread(config.load, self._loaded.path)
             rules = await asyncio.to_thread(load_rules, loaded)
-        except FaultyFilesError as error:
+            await self.parts.engine.replace(rules)
+        except (UpkeepError, OSError) as error:
             self._figures.reload_ok = False
             message = f"reload refused, the rules in force stay: {error}"
-            log.error("reload_refused faults=%d", len(error.faults))
+            log.error("reload_refused faults=%d", len(error.faults) if isinstance(error, FaultyFilesError) else 1)
             await self._record("reload_refused", Severity.ERROR, message)
             systemd.notify("READY=1", "STATUS=watching; the last reload was refused")
             return message
         self._figures.reload_ok = True
-        await self.parts.engine.replace(rules)
         self.parts.calendar.replace(rules.jobs)
         await self._watch_logs(rules)
         await self._remember_rules(rules)
@@ -343,17 +351,29 @@ class Agent:
         if store.ledger_lost:
             inhibit.pause(self.state_dir, None, "the ledger was damaged and a new one begun; look, then: upkeep resume")
 
+    async def _reload_asked_by_signal(self) -> None:
+        try:
+            await self.reload()
+        except Exception:
+            log.exception("reload_crashed")  # in the task group it would be the end of the agent
+
     async def _remember_rules(self, rules: RuleSet) -> None:
-        await self.parts.store.ledger.keep_rules(rules.digest, rules.text)
+        try:
+            await self.parts.store.ledger.keep_rules(rules.digest, rules.text)
+        except StoreError as error:
+            log.error("rules_not_kept hash=%s error=%s", rules.digest, error)
 
     def _paused(self) -> bool:
         return inhibit.paused(self.state_dir, self._clock.wall())
 
     async def _record(self, kind: str, severity: Severity, message: str) -> None:
-        await self.parts.store.metrics.add_events([Event(kind, severity, message, "agent", self._clock.wall())])
+        try:
+            await self.parts.store.metrics.add_events([Event(kind, severity, message, "agent", self._clock.wall())])
+        except StoreError as why:
+            log.error("event_lost kind=%s error=%s", kind, why)
 
     async def _crashed(self, name: str, error: BaseException) -> None:
-        with contextlib.suppress(AttributeError, UpkeepError):
+        with contextlib.suppress(AttributeError):  # before there is a store
             await self._record("task_crashed", Severity.ERROR, f"{name} crashed and is started again: {error!r}")
 
     async def _maintain(self) -> None:
@@ -413,7 +433,16 @@ class Agent:
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._group.create_task(self.reload()))
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._group.create_task(self._reload_asked_by_signal()))
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel, and again what goes on: ``asyncio.wait_for`` of Python 3.11 loses one that comes with a wake-up."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_EVERY_S)
 
 
 class _Figures:

@@ -128,8 +128,10 @@ class Dispatch:
             while True:
                 waiting = await self.round()
                 self._progress()
+                # wait_for would lose a cancellation that comes with a wake-up, and the agent would never stop.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), timeout=RETRY_S if waiting else 30.0)
+                    async with asyncio.timeout(RETRY_S if waiting else 30.0):
+                        await self._wake.wait()
                 self._wake.clear()
         except asyncio.CancelledError:  # after a crash it is run again, and verifications go on meanwhile
             for task in self.verifying:

@@ -150,6 +150,9 @@ def rung(rule: AlertRule, alert: Alert, index: int, mode: Mode, at: float, *, su
 REST_SHARE = 1 / 240
 LONGEST_REST_S = 3600.0
 
+LONGEST_SLEEP_S = 15.0
+"""However far the next group is: the watchdog wants to hear, and a timer does not count while the host is suspended."""
+
 
 # -- the runner ------------------------------------------------------------------------------------------------------
 
@@ -267,10 +270,10 @@ class Engine:
     async def replace(self, rules: RuleSet) -> None:
         """Take another rule set; alerts of rules that stay keep their state, those of rules that went are closed."""
         async with self._busy:
-            before = self._judged
+            before, staying = self._judged, {_key(rule) for rule in rules.alert_rules}
+            gone = [alert for key, old in before.items() if key not in staying for alert in old.states.values()]
+            await self._close(gone)  # first, for it may fail, and then nothing is replaced
             self._adopt(rules, {key: judged.states for key, judged in before.items()})
-            gone = [alert for key, old in before.items() if key not in self._judged for alert in old.states.values()]
-            await self._close(gone)
 
     async def run(self) -> None:
         """Judge for ever."""
@@ -339,9 +342,11 @@ class Engine:
     async def _sleep(self) -> None:
         """Until a commit or the next group that is due."""
         boot = self._clock.boot()
-        due = min((entry.due for entry in self._schedule), default=boot + 15.0)
+        due = min((entry.due for entry in self._schedule), default=boot + LONGEST_SLEEP_S)
+        # wait_for would lose a cancellation that comes with a wake-up, and the agent would never stop.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), timeout=max(0.0, due - boot))
+            async with asyncio.timeout(min(max(0.0, due - boot), LONGEST_SLEEP_S)):
+                await self._wake.wait()
 
     def _selecting(self, metrics: set[str]) -> list[AlertRule]:
         return [judged.rule for judged in self._judged.values() if judged.rule.metrics & metrics]
