@@ -19,7 +19,7 @@ from typing import TypeVar
 from agent import faultpoint
 from agent.alerting import OnMissing, step
 from agent.clock import Clock
-from agent.errors import ExpressionError, StoreError
+from agent.errors import ExpressionError, StoreError, UpkeepError
 from agent.model import (
     STALE,
     Action,
@@ -150,6 +150,9 @@ def rung(rule: AlertRule, alert: Alert, index: int, mode: Mode, at: float, *, su
 REST_SHARE = 1 / 240
 LONGEST_REST_S = 3600.0
 
+LEAST_STEP_S = 1.0
+"""Less is reading two clocks one after the other."""
+
 LONGEST_SLEEP_S = 15.0
 """However far the next group is: the watchdog wants to hear, and a timer does not count while the host is suspended."""
 
@@ -225,6 +228,7 @@ class Engine:
         self._wake = asyncio.Event()
         self._busy = asyncio.Lock()
         self._judged: dict[str, _Judged] = {}
+        self._ahead = clock.wall() - clock.boot()
         self._schedule: list[_Scheduled] = []
         self._rules = RuleSet()
         self._adopt(rules, {})
@@ -280,7 +284,7 @@ class Engine:
         while True:
             await self._sleep()
             async with self._busy:
-                boot, at = self._clock.boot(), self._clock.wall()
+                boot, at = self._clock.boot(), self._now()
                 woken, self._woken = self._woken, set()
                 self._wake.clear()
                 for entry in self._schedule:
@@ -295,14 +299,14 @@ class Engine:
     async def once(self) -> None:
         """Judge every group now, for ``upkeep run --once``."""
         for group in self._rules.groups:
-            await self._judge_group(group, self._clock.wall())
+            await self._judge_group(group, self._now())
 
     def request(self, rule: AlertRule, alert: Alert, index: int, at: float) -> Action | None:
         """The action for one rung of a rule's ladder, its message in the words of the alert's summary."""
         try:
             summary = annotation(rule, "summary", alert, self._recent, at)
-        except ExpressionError as error:
-            log.warning("summary_failed rule=%s error=%s", rule.name, error)
+        except Exception as error:  # an action is not to go unasked for want of words
+            log.warning("summary_failed rule=%s error=%r", rule.name, error)
             summary = ""
         return rung(rule, alert, index, self._mode, at, summary=summary)
 
@@ -339,6 +343,17 @@ class Engine:
                     self._judged[key] = _Judged(rule, states.get(key, {}), group.limit)
         self._wake.set()
 
+    def _now(self) -> float:
+        """The wall clock's instant; when it was set, timers that run are set with it: they count on the boot clock."""
+        at = self._clock.wall()
+        ahead = at - self._clock.boot()
+        step = ahead - self._ahead
+        if abs(step) >= LEAST_STEP_S:
+            self._ahead = ahead
+            for judged in self._judged.values():
+                judged.states = {labels: _timers_set(alert, step) for labels, alert in judged.states.items()}
+        return at
+
     async def _sleep(self) -> None:
         """Until a commit or the next group that is due."""
         boot = self._clock.boot()
@@ -363,12 +378,16 @@ class Engine:
     async def _recorded(self, rule: RecordingRule, at: float) -> list[Reading]:
         try:
             value = await self._with_source(rule.expr, lambda source: evaluate(rule.expr.node, source, at))
-        except ExpressionError as error:
-            log.warning("rule_failed name=%s error=%s", rule.name, error)
+        except Exception as error:  # an error of ours in one rule must not be the end of all, here and below
+            log.warning("rule_failed name=%s error=%r", rule.name, error)
             return []
         if not isinstance(value, Vector) or not value.samples:
             return []
         series = tuple(Series(rule.name, _recorded_labels(rule, labels)) for labels, _ in value.samples)
+        if len(set(series)) < len(series):
+            # As Prometheus: which of them is meant cannot be known.
+            log.warning("rule_failed name=%s error=it gives the same labels twice", rule.name)
+            return []
         return [Reading(at, series, [number for _, number in value.samples])]
 
     async def _judge_rules(self, rules: Iterable[AlertRule], at: float) -> None:
@@ -380,7 +399,7 @@ class Engine:
             judged.rests_until = self._clock.boot() + self._rest_s(rule)
             try:
                 states = await self._with_source(rule.expr, functools.partial(_judge, judged, at))
-            except ExpressionError as error:
+            except Exception as error:
                 await self._failed(judged, error, at)
                 continue
             judged.failing = False
@@ -424,6 +443,8 @@ class Engine:
             except StoreError as error:
                 # Not stored, so not happened: the states stay as they were and the next round tries again.
                 log.error("ledger_unwritable error=%s", error)
+                for judged, _ in updates:
+                    judged.rests_until = -math.inf
                 return
             faultpoint.reach("alert_after")
             for alert in changed:
@@ -439,13 +460,18 @@ class Engine:
         if requests:
             self._requested()
 
-    async def _failed(self, judged: _Judged, error: ExpressionError, at: float) -> None:
+    async def _failed(self, judged: _Judged, error: Exception, at: float) -> None:
         """A rule that cannot be judged keeps its alerts as they were; said once until it recovers."""
         if judged.failing:
             return
         judged.failing = True
-        message = f'cannot judge rule "{judged.rule.name}" ({judged.rule.place}): {error}'
-        await self._record([Event("rule_failed", Severity.ERROR, message, "engine", at)])
+        message = f'cannot judge rule "{judged.rule.name}" ({judged.rule.place}): '
+        message += str(error) if isinstance(error, UpkeepError) else repr(error)
+        log.error("rule_failed %s", message)
+        try:
+            await self._record([Event("rule_failed", Severity.ERROR, message, "engine", at)])
+        except StoreError as why:
+            log.error("event_lost kind=rule_failed error=%s", why)
 
     async def _close(self, alerts: list[Alert]) -> None:
         if alerts:
@@ -459,6 +485,13 @@ def _judge(judged: _Judged, at: float, source: Source) -> States:
     if judged.limit and standing > judged.limit:
         raise ExpressionError(f"{standing} alerts are more than the group's limit of {judged.limit}")
     return states
+
+
+def _timers_set(alert: Alert, step_s: float) -> Alert:
+    """What ``for`` and ``keep_firing_for`` count from, by the clock as it is set now."""
+    cleared = None if alert.clear_since is None else alert.clear_since + step_s
+    since = alert.active_since + (step_s if alert.state is AlertState.PENDING else 0.0)
+    return dataclasses.replace(alert, active_since=since, clear_since=cleared)
 
 
 def _key(rule: Rule) -> str:
