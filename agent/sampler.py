@@ -29,6 +29,9 @@ DEADLINE_S = 5.0
 GRACE_S = 0.1
 """How long a tick waits for collectors that ask others (a GPU, a server), so that all of it is one commit."""
 
+LONGEST_SLEEP_S = 10.0
+"""However far the next reading is: the watchdog wants to hear, and a timer does not count while the host is suspended."""
+
 _EARLY_S = 0.002
 """Timers have a grain of a millisecond: one that fires this early is on time."""
 
@@ -180,7 +183,7 @@ class Sampler:
         if self._rows or seconds <= 0:
             return
         self._wake.clear()
-        timer = asyncio.get_running_loop().call_later(min(seconds, 3600.0), self._wake.set)
+        timer = asyncio.get_running_loop().call_later(min(seconds, LONGEST_SLEEP_S), self._wake.set)
         try:
             await self._wake.wait()
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 
@@ -289,3 +290,18 @@ def test_one_pass_waits_for_the_slow_ones() -> None:
 
     run(story())
     assert len(host.values(A)) == len(host.values(B)) == 1
+
+
+def test_the_watchdog_hears_of_the_sampler_however_long_the_intervals() -> None:
+    async def scene() -> None:
+        host = Host([Source(Scripted("slow", lambda call: asyncio.sleep(0, (A,))), 300.0)])
+        heard: list[float] = []
+        sampler = Sampler(host.sources, host.append, host.clock, host.tell)
+        running = asyncio.create_task(sampler.run(lambda: heard.append(host.clock.boot())))
+        await asyncio.sleep(900)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert max(after - before for before, after in pairwise(heard)) <= 30.0
+        assert len(host.rows) in (3, 4), "and reads no more often"
+
+    run(scene())
