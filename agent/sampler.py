@@ -32,8 +32,15 @@ GRACE_S = 0.1
 LONGEST_SLEEP_S = 10.0
 """However far the next reading is: the watchdog wants to hear, and a timer does not count while the host is suspended."""
 
+ALIGNED_S = 0.002
+"""A tick that comes so close to its due instant carries that: instants an even step apart take no room in the store,
+and no reading is known to a millisecond. Prometheus aligns its scrapes by as much."""
+
 _EARLY_S = 0.002
 """Timers have a grain of a millisecond: one that fires this early is on time."""
+
+_GRAIN_S = 0.0005
+"""What uvloop may round off a wait; a wait so much longer does not end before its instant."""
 
 
 @dataclass(slots=True)
@@ -183,7 +190,7 @@ class Sampler:
         if self._rows or seconds <= 0:
             return
         self._wake.clear()
-        timer = asyncio.get_running_loop().call_later(min(seconds, LONGEST_SLEEP_S), self._wake.set)
+        timer = asyncio.get_running_loop().call_later(min(seconds + _GRAIN_S, LONGEST_SLEEP_S), self._wake.set)
         try:
             await self._wake.wait()
         finally:
@@ -191,6 +198,9 @@ class Sampler:
 
     async def _tick(self) -> None:
         boot, at = self._clock.boot(), self._clock.wall()
+        late_s = boot - max((slot.due for slot in self._slots if slot.due <= boot + _EARLY_S), default=boot)
+        if 0 <= late_s <= ALIGNED_S:
+            at -= late_s
         begun: list[_Slot] = []
         for slot in self._slots:
             if slot.due > boot + _EARLY_S:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise, repeat
+from operator import add, mul, truediv
 
 WINDOW_S = 600
 """A chunk holds readings of one stretch of so many seconds since the epoch."""
@@ -54,8 +55,7 @@ def decode_values(encoded: bytes, count: int) -> Sequence[float]:
     if encoded[0] == _BITS:
         found: Sequence[float] = struct.unpack(f"<{len(numbers)}d", struct.pack(f"<{len(numbers)}q", *numbers))
     else:
-        scale = 10 ** encoded[0]
-        found = [number / scale for number in numbers]
+        found = list(map(truediv, numbers, repeat(10 ** encoded[0])))
     return found if len(found) == count else [found[0]] * count
 
 
@@ -83,14 +83,21 @@ def decode_integers(encoded: bytes) -> list[int]:
     divisor, at = _read_varint(encoded, at)
     planes = zlib.decompress(encoded[at:], wbits=-zlib.MAX_WBITS)
     count = len(planes) // width
-    words = bytearray(8 * count)
-    for plane in range(width):
-        words[plane::8] = planes[plane * count : (plane + 1) * count]
-    unpacked = struct.unpack(f"<{count}Q", words)
-    numbers = list(unpacked) if (divisor, low) == (1, 0) else [number * divisor + low for number in unpacked]
+    if order == 1 and low and not any(planes):
+        return list(range(heads[0], heads[0] + low * (count + 1), low))  # as the instants of most chunks are
+    numbers: Iterable[int] = planes  # a plane alone is its numbers
+    if width > 1:
+        words = bytearray(8 * count)
+        for plane in range(width):
+            words[plane::8] = planes[plane * count : (plane + 1) * count]
+        numbers = struct.unpack(f"<{count}Q", words)
+    if divisor != 1:
+        numbers = map(mul, numbers, repeat(divisor))
+    if low:
+        numbers = map(add, numbers, repeat(low))
     for head in reversed(heads):
-        numbers = list(accumulate(numbers, initial=head))
-    return numbers
+        numbers = accumulate(numbers, initial=head)
+    return list(numbers)
 
 
 def _as_integers(values: Sequence[float], raw: bytes) -> tuple[int, Sequence[int]]:

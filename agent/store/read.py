@@ -12,7 +12,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import islice, repeat
+from operator import lt, truediv
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -71,7 +72,7 @@ class _Column:
         """What was read, with rising instants: of what was written twice within a millisecond, the later counts."""
         from agent.promql.values import Points
 
-        if all(before < after for before, after in pairwise(self.times)):
+        if all(map(lt, self.times, islice(self.times, 1, None))):
             return Points(self.labels, self.times, self.values)
         found = dict(zip(self.times, self.values, strict=True))
         instants = sorted(found)
@@ -238,7 +239,7 @@ def _unpack(data: bytes, wanted: Iterable[tuple[int, _Column]], first_ms: int, l
     """Add what a chunk holds of some columns between two instants, both included."""
     instants = chunk.decode_integers(chunk.part(data, 0))
     low, high = bisect_left(instants, first_ms), bisect_right(instants, last_ms)
-    times = [instant / 1000 for instant in instants[low:high]]
+    times = array("d", map(truediv, instants[low:high], repeat(1000)))
     for position, column in wanted:
         column.times.extend(times)
         column.values.extend(chunk.decode_values(chunk.part(data, position + 1), len(instants))[low:high])

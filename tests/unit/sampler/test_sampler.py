@@ -89,9 +89,22 @@ def test_collectors_due_together_are_one_append_on_multiples_of_their_intervals(
     fast, slow = Scripted("fast", always(A)), Scripted("slow", always(B))
     host = Host([Source(fast, 1.0, inline=True), Source(slow, 5.0, inline=True)], clock=LoopClock(boot=1000.3))
     run(host.sampled_for(10.5))
-    assert [round(boot, 6) for boot, _ in host.rows] == [1000.3, *range(1001, 1011)]
+    assert [round(boot, 2) for boot, _ in host.rows] == [1000.3, *range(1001, 1011)]
     together = [boot for boot, readings in host.rows if len(readings) == 2]
-    assert [round(boot, 6) for boot in together] == [1000.3, 1005, 1010]
+    assert [round(boot, 2) for boot in together] == [1000.3, 1005, 1010]
+
+
+def test_a_tick_that_is_hardly_late_carries_the_instant_at_which_it_was_due() -> None:
+    async def reads(call: int) -> Sequence[Series]:
+        asyncio.get_running_loop().call_later(0.5, wakes_late_by, (0.001, 0.0014, 0.02, 0.0)[call % 4])
+        return (A,)
+
+    def wakes_late_by(seconds: float) -> None:
+        host.clock.boot_ahead += seconds
+
+    host = Host([Source(Scripted("a", reads), 1.0, inline=True)])
+    run(host.sampled_for(8.5))
+    assert [round(at * 1000) % 1000 for at, _ in host.values(A)] == [0, 0, 0, 20, 0, 0, 0, 20, 0]
 
 
 def test_all_readings_of_a_tick_carry_its_instant() -> None:
