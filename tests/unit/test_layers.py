@@ -24,7 +24,7 @@ LAYERS = (
         "agent.store agent.ops agent.gpu agent.redis agent.objectstore agent.mail agent.process agent.systemd "
         "agent.inhibit agent.logwatch.tailer agent.logwatch.history",
     ),
-    ("what is written", "agent.config agent.rulefile agent.rulecheck agent.logwatch"),
+    ("what is written", "agent.config agent.rulefile agent.rulecheck agent.rulevalues agent.logwatch"),
     ("rules", "agent.promql agent.alerting"),
     (
         "base",

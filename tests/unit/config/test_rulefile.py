@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agent import rulecheck, rulefile, yamlfile
 from agent.alerting import OnMissing, Timing
-from agent.config import Config, RemediationConfig
+from agent.config import Config
 from agent.errors import Fault
 from agent.model import Mode
 from agent.rulefile import AlertRule, Limit, RecordingRule, RuleSet
@@ -109,50 +109,6 @@ def test_the_digest_names_the_text(tmp_path: Path) -> None:
     assert other is not None
     assert one.digest != other.digest
     assert "said differently" in other.text
-
-
-def warnings(tmp_path: Path, text: str, config: Config | None = None) -> list[str]:
-    rules, faults = check(tmp_path, text)
-    assert rules is not None, faults
-    return [fault.message for fault in rulecheck.warnings(rules, config)]
-
-
-RULE = "groups: [{name: g, rules: [{alert: A, expr: 'EXPR', remediation: {steps: [STEP]}}]}]\n"
-
-
-def test_a_metric_that_nothing_makes_is_doubted(tmp_path: Path) -> None:
-    text = RULE.replace("EXPR", "node_memory_MemAvailable_byte > 1").replace("STEP", "{notify: {message: x}}")
-    assert warnings(tmp_path, text) == [
-        'no collector makes "node_memory_MemAvailable_byte" (did you mean "node_memory_MemAvailable_bytes"?)'
-    ]
-
-
-@pytest.mark.parametrize(("down_to", "doubted"), [("8GiB", False), ("9.5GiB", True), ("10GiB", True), ("20GiB", True)])
-def test_a_repair_that_stops_near_its_threshold_is_doubted(tmp_path: Path, down_to: str, doubted: bool) -> None:
-    step = f"{{clean_cache: {{path: /tmp/c, down_to: {down_to}}}}}"
-    text = RULE.replace("EXPR", 'directory_size_bytes{path="/tmp/c"} > 10 * 1024^3').replace("STEP", step)
-    assert any("not safely below" in message for message in warnings(tmp_path, text)) is doubted
-
-
-def test_a_repair_outside_the_roots_is_doubted_when_it_may_act(tmp_path: Path) -> None:
-    step = "{clean_cache: {path: /tmp/c/d, down_to: 1GiB}}"
-    text = RULE.replace("EXPR", "directory_size_bytes > 10 * 1024^3").replace("STEP", step)
-    inside = Config(mode=Mode.ACT, remediation=RemediationConfig(roots=("/tmp/c",)))
-    assert not warnings(tmp_path, text, inside)
-    assert not warnings(tmp_path, text, Config())
-    assert "under no root" in warnings(tmp_path, text, Config(mode=Mode.ACT))[0]
-
-
-def test_on_missing_beside_clear_is_doubted(tmp_path: Path) -> None:
-    text = "groups: [{name: g, rules: [{alert: A, expr: 'up == 0', clear: 'up == 1', on_missing: fire}]}]\n"
-    assert warnings(tmp_path, text) == ['"on_missing: fire" has no effect beside "clear"']
-
-
-def test_two_alerts_that_nothing_tells_apart_are_doubted(tmp_path: Path) -> None:
-    rule = "{alert: A, expr: up == 0, labels: {severity: S}}"
-    same = f"groups: [{{name: g, rules: [{rule}, {rule}]}}]\n"
-    assert "has the same labels" in warnings(tmp_path, same)[0]
-    assert not warnings(tmp_path, f"groups: [{{name: g, rules: [{rule}, {rule.replace('S}', 'T}')}]}}]\n")
 
 
 KEYS = "groups name rules alert expr for labels clear remediation steps clean_cache path patterns regex jobs schedule"
