@@ -19,11 +19,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent import schedule
 from agent.clock import Clock
 from agent.errors import StoreError, UpkeepError
 from agent.model import Action, ActionStatus, Mode
-from agent.silencing import parse_matchers
+from agent.silencing import check_every, parse_matchers
 from agent.store import Ledger, Silence
 
 MAX_LINE_BYTES = 64 * 1024
@@ -71,10 +70,7 @@ class Controls:
             raise UpkeepError("cannot add a silence without a reason: --why TEXT")
         parse_matchers(matchers)
         if every:
-            try:
-                schedule.check(every)
-            except ValueError as error:
-                raise UpkeepError(str(error)) from None
+            check_every(every)
         silence = Silence(matchers, why, who, self._clock.wall(), float(for_s), every)
         return {"id": (await self._ledger.add_silence(silence)).id}
 

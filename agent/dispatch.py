@@ -36,7 +36,7 @@ from agent.model import (
 )
 from agent.promql.nodes import Binary
 from agent.rulefile import AlertRule
-from agent.silencing import silence_of
+from agent.silencing import firing_labels, quiet_reason
 from agent.store import Circuit, Ledger, Past
 
 log = logging.getLogger(__name__)
@@ -458,10 +458,15 @@ class Dispatch:
         rule = self._engine.rule_named(action.rule, action.labels)
         return rule is not None and rule.timing.on_missing is OnMissing.FIRE
 
+    async def _quiet_reason(self, action: Action, now: float) -> str:
+        silences, firing = await self._ledger.silences(now), firing_labels(self._engine.alerts())
+        return quiet_reason(silences, self._engine.rules.inhibitions, action.rule, action.labels, firing, now)
+
     async def _situation(self, action: Action, handler: Handler) -> Situation:
         rule = self._engine.rule_named(action.rule, action.labels) if action.rule else None
         fix = rule.remediation if rule else None
         config, now = self._brakes.limits, self._clock.wall()
+        quiet = await self._quiet_reason(action, now) if rule else ""
         limit = fix.limit if fix else None
         past = await self._ledger.past_actions(
             within_s=max(HOUR_S, limit.per_s if limit else 0.0, fix.cooldown_s if fix else 0.0)
@@ -480,8 +485,8 @@ class Dispatch:
             handler_disabled=action.handler in config.disabled_handlers,
             since_boot_s=self._clock.boot(),
             boot_grace_s=config.boot_grace,
-            silenced=bool(rule)
-            and silence_of(await self._ledger.silences(now), action.rule, action.labels, now) is not None,
+            silenced=quiet == "silenced",
+            inhibited=quiet == "inhibited",
             host_busy=handler.waits_for_idle_host and self._brakes.host_busy(),
             since_last_s=min(same, default=None),
             cooldown_s=fix.cooldown_s if fix and first_rung else 0.0,

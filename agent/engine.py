@@ -34,10 +34,10 @@ from agent.model import (
     Severity,
     make_labels,
 )
-from agent.promql.evaluate import evaluate
+from agent.promql.evaluate import Memory, evaluate
 from agent.promql.nodes import Expr
 from agent.promql.values import Source, Vector
-from agent.rulefile import AlertRule, Expression, Group, RecordingRule, Rule, RuleSet
+from agent.rulefile import AlertRule, Group, RecordingRule, Rule, RuleSet
 from agent.store import Ledger
 
 log = logging.getLogger(__name__)
@@ -49,28 +49,31 @@ T = TypeVar("T")
 # -- what a rule means -----------------------------------------------------------------------------------------------
 
 
-def breaches(rule: AlertRule, source: Source, at: float) -> dict[Labels, float]:
+def breaches(rule: AlertRule, source: Source, at: float, memory: Memory | None = None) -> dict[Labels, float]:
     """The label sets for which the rule's expression is true at ``at``, with the value each has."""
-    return _labelled(rule, rule.expr.node, source, at)
+    return _labelled(rule, rule.expr.node, source, at, memory)
 
 
-def known_false(rule: AlertRule, source: Source, at: float) -> frozenset[Labels] | None:
+def known_false(rule: AlertRule, source: Source, at: float, memory: Memory | None = None) -> frozenset[Labels] | None:
     """The label sets for which data are there and the condition does not hold; None where absence says so.
 
     It is asked as an expression, the inverse of the rule's own condition, so that data which went missing are not
     mistaken for data which got better.
     """
     node = rule.expr.false_node
-    return None if node is None else frozenset(_labelled(rule, node, source, at))
+    return None if node is None else frozenset(_labelled(rule, node, source, at, memory))
 
 
-def judge(rule: AlertRule, previous: States, source: Source, at: float) -> States:
+def judge(rule: AlertRule, previous: States, source: Source, at: float, memory: Memory | None = None) -> States:
     """The rule's alerts at ``at``, given those before; those that ended are returned once as inactive."""
-    found = breaches(rule, source, at)
+    found = breaches(rule, source, at, memory)
     gone: frozenset[Labels] | None = frozenset()
     # The second expression speaks of alerts that stand; without any there is nothing to ask it.
     if previous or rule.timing.on_missing is OnMissing.FIRE:
-        gone = frozenset(_labelled(rule, rule.clear.node, source, at)) if rule.clear else known_false(rule, source, at)
+        if rule.clear:
+            gone = frozenset(_labelled(rule, rule.clear.node, source, at, memory))
+        else:
+            gone = known_false(rule, source, at, memory)
     return step(rule.name, previous, found, gone, rule.timing, at)
 
 
@@ -92,8 +95,8 @@ def _alert_series(alert: Alert) -> Series:
     return Series("ALERTS", make_labels(dict(alert.labels), alertname=alert.rule, alertstate=alert.state.value))
 
 
-def _labelled(rule: AlertRule, node: Expr, source: Source, at: float) -> dict[Labels, float]:
-    value = evaluate(node, source, at)
+def _labelled(rule: AlertRule, node: Expr, source: Source, at: float, memory: Memory | None) -> dict[Labels, float]:
+    value = evaluate(node, source, at, memory=memory)
     if not isinstance(value, Vector):
         # As Prometheus: a scalar expression is an alert without labels.
         raise ExpressionError(f'cannot judge "{rule.expr.text}": it gives no vector')
@@ -195,6 +198,8 @@ class Engine:
         Stores events.
     requested
         Called after a commit that asked for actions; it wakes dispatch.
+    changed
+        Called after a commit of alerts; it wakes whoever tells people of them.
     progress
         Called each time round, for the watchdog.
     """
@@ -213,6 +218,7 @@ class Engine:
         record: Callable[[list[Event]], Awaitable[None]],
         requested: Callable[[], None],
         progress: Callable[[], None],
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._mode = mode
         self._clock = clock
@@ -223,11 +229,15 @@ class Engine:
         self._append = append
         self._record = record
         self._requested = requested
+        self._changed = changed
         self._progress = progress
         self._woken: set[str] = set()
         self._wake = asyncio.Event()
         self._busy = asyncio.Lock()
         self._judged: dict[str, _Judged] = {}
+        self._selecting: dict[str, list[str]] = {}
+        """Which rules select a metric, by its name."""
+        self._memory = Memory()
         self._ahead = clock.wall() - clock.boot()
         self._schedule: list[_Scheduled] = []
         self._rules = RuleSet()
@@ -293,7 +303,8 @@ class Engine:
                         entry.due = boot + entry.group.interval_s
                         await self._judge_group(entry.group, at)
                 if woken:
-                    await self._judge_rules(self._selecting(woken), at)
+                    selecting = dict.fromkeys(key for metric in woken for key in self._selecting.get(metric, ()))
+                    await self._judge_rules((self._judged[key].rule for key in selecting), at)
             self._progress()
 
     async def once(self) -> None:
@@ -310,6 +321,17 @@ class Engine:
             summary = ""
         return rung(rule, alert, index, self._mode, at, summary=summary)
 
+    def annotations(self, alert: Alert, at: float) -> dict[str, str]:
+        """All annotations of an alert's rule in words; one that cannot be made says why in its place, as Prometheus."""
+        rule = self.rule_named(alert.rule, alert.labels)
+        words: dict[str, str] = {}
+        for name in rule.annotations if rule else ():
+            try:
+                words[name] = annotation(rule, name, alert, self._recent, at)  # type: ignore[arg-type]
+            except Exception as error:  # an alert is not to go untold for want of words
+                words[name] = f"<error expanding template: {error}>"
+        return words
+
     async def verify(self, name: str, labels: Labels, at: float) -> float | None:
         """Ask a rule's own expression whether an alert still stands: its value, or None when it is no longer true.
 
@@ -321,10 +343,10 @@ class Engine:
         rule = self.rule_named(name, labels)
         if rule is None:
             raise ExpressionError(f'cannot verify "{name}": the rule is no longer loaded')
-        found = await self._with_source(rule.expr, lambda source: breaches(rule, source, at))
+        found = await self._with_source(rule, lambda source, memory: breaches(rule, source, at, memory))
         if labels in found:
             return found[labels]
-        gone = await self._with_source(rule.expr, lambda source: known_false(rule, source, at))
+        gone = await self._with_source(rule, lambda source, memory: known_false(rule, source, at, memory))
         if gone is not None and labels not in gone:
             raise ExpressionError(f'cannot verify "{name}": its data is missing')
         return None
@@ -335,12 +357,15 @@ class Engine:
         self._rules = rules
         boot = self._clock.boot()
         self._schedule = [_Scheduled(group, boot) for group in rules.groups]
-        self._judged = {}
+        self._judged, self._selecting = {}, {}
+        self._memory.clear()
         for group in rules.groups:
             for rule in group.rules:
                 if isinstance(rule, AlertRule):
                     key = _key(rule)
                     self._judged[key] = _Judged(rule, states.get(key, {}), group.limit)
+                    for metric in rule.metrics:
+                        self._selecting.setdefault(metric, []).append(key)
         self._wake.set()
 
     def _now(self) -> float:
@@ -363,9 +388,6 @@ class Engine:
             async with asyncio.timeout(min(max(0.0, due - boot), LONGEST_SLEEP_S)):
                 await self._wake.wait()
 
-    def _selecting(self, metrics: set[str]) -> list[AlertRule]:
-        return [judged.rule for judged in self._judged.values() if judged.rule.metrics & metrics]
-
     async def _judge_group(self, group: Group, at: float) -> None:
         recorded: list[Reading] = []
         for rule in group.rules:
@@ -377,7 +399,9 @@ class Engine:
 
     async def _recorded(self, rule: RecordingRule, at: float) -> list[Reading]:
         try:
-            value = await self._with_source(rule.expr, lambda source: evaluate(rule.expr.node, source, at))
+            value = await self._with_source(
+                rule, lambda source, memory: evaluate(rule.expr.node, source, at, memory=memory)
+            )
         except Exception as error:  # an error of ours in one rule must not be the end of all, here and below
             log.warning("rule_failed name=%s error=%r", rule.name, error)
             return []
@@ -398,7 +422,7 @@ class Engine:
                 continue
             judged.rests_until = self._clock.boot() + self._rest_s(rule)
             try:
-                states = await self._with_source(rule.expr, functools.partial(_judge, judged, at))
+                states = await self._with_source(rule, functools.partial(_judge, judged, at))
             except Exception as error:
                 await self._failed(judged, error, at)
                 continue
@@ -406,14 +430,14 @@ class Engine:
             updates.append((judged, states))
         await self._commit(updates, at)
 
-    async def _with_source(self, expr: Expression, ask: Callable[[Source], T]) -> T:
+    async def _with_source(self, rule: Rule, ask: Callable[[Source, Memory | None], T]) -> T:
         """Ask of memory what memory holds, and of the files, in a thread, what lies further back."""
-        if expr.lookback_s <= self._reach_s():
-            return ask(self._recent)
+        if _lookback_s(rule) <= self._reach_s():
+            return ask(self._recent, self._memory)
 
         def over_files() -> T:
             with self._history() as source:
-                return ask(source)
+                return ask(source, None)
 
         return await asyncio.to_thread(over_files)
 
@@ -421,7 +445,7 @@ class Engine:
         """How long a rule need not be judged again: nothing for one that memory answers; for one that looks back over
         days, a small share of that, since reading them costs seconds and six minutes do not change a day.
         """
-        lookback_s = max(rule.expr.lookback_s, rule.clear.lookback_s if rule.clear else 0.0)
+        lookback_s = _lookback_s(rule)
         return 0.0 if lookback_s <= self._reach_s() else min(lookback_s * REST_SHARE, LONGEST_REST_S)
 
     async def _commit(self, updates: list[tuple[_Judged, States]], at: float) -> None:
@@ -457,6 +481,8 @@ class Engine:
             judged.states = kept(judged.rule, states)
         if standing:
             await self._append([Reading(at, tuple(standing), list(standing.values()))])
+        if changed:
+            self._changed()
         if requests:
             self._requested()
 
@@ -479,8 +505,13 @@ class Engine:
             await self._ledger.commit_alerts(closed, [])
 
 
-def _judge(judged: _Judged, at: float, source: Source) -> States:
-    states = judge(judged.rule, judged.states, source, at)
+def _lookback_s(rule: Rule) -> float:
+    clear = rule.clear if isinstance(rule, AlertRule) else None
+    return max(rule.expr.lookback_s, clear.lookback_s if clear else 0.0)
+
+
+def _judge(judged: _Judged, at: float, source: Source, memory: Memory | None) -> States:
+    states = judge(judged.rule, judged.states, source, at, memory)
     standing = sum(alert.state is not AlertState.INACTIVE for alert in states.values())
     if judged.limit and standing > judged.limit:
         raise ExpressionError(f"{standing} alerts are more than the group's limit of {judged.limit}")

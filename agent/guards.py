@@ -17,6 +17,7 @@ WAITING = frozenset(
         "paused",
         "boot_grace",
         "silenced",
+        "inhibited",
         "host_busy",
         "cooldown",
         "hourly_limit",
@@ -32,8 +33,8 @@ WAITING = frozenset(
 class Situation:
     """What the brakes look at, gathered at one instant.
 
-    ``harmless`` handlers change nothing on the host (they tell a person): only silences, cooldowns and the rule's own
-    limit hold them back.
+    ``harmless`` handlers change nothing on the host (they tell a person): only silences, inhibitions, cooldowns and the
+    rule's own limit hold them back.
     ``by_person`` is an action somebody asked for by hand: it overrides the mode, the grace and the counts, never the
     pause, the lock or a cap.
     """
@@ -47,6 +48,7 @@ class Situation:
     since_boot_s: float = 1e9
     boot_grace_s: float = 0.0
     silenced: bool = False
+    inhibited: bool = False
     host_busy: bool = False
     since_last_s: float | None = None
     cooldown_s: float = 0.0
@@ -87,6 +89,10 @@ def silenced(now: Situation) -> str:
     return "silenced" if now.silenced and not now.by_person else ""
 
 
+def inhibited(now: Situation) -> str:
+    return "inhibited" if now.inhibited and not now.by_person else ""
+
+
 def host_busy(now: Situation) -> str:
     return "host_busy" if now.host_busy and not (now.by_person or now.harmless) else ""
 
@@ -120,6 +126,7 @@ BRAKES: tuple[Brake, ...] = (
     handler_disabled,
     boot_grace,
     silenced,
+    inhibited,
     host_busy,
     cooldown,
     hourly_limit,

@@ -1,4 +1,4 @@
-"""Rule files: ``groups``, ``patterns`` and ``jobs`` as SREs write them, turned into frozen values that cannot act.
+"""Rule files: ``groups``, ``patterns``, ``jobs``, ``inhibit`` as SREs write them, as frozen values that cannot act.
 
 A group is a Prometheus rule group; ``clear``, ``on_missing`` and ``remediation`` are ours. Everything that can be known
 to be wrong is known here, with its place, before a rule is ever judged.
@@ -33,6 +33,7 @@ from agent.located import (
     parse_duration,
 )
 from agent.logwatch.patterns import Pattern, check_samples, compile_patterns
+from agent.matching import Inhibition
 from agent.model import Mode, Severity
 from agent.promql import template
 from agent.promql.nodes import NAME, Expr, MatchOp, VectorSelector, lookback, selectors
@@ -165,6 +166,7 @@ class RuleSet:
     groups: tuple[Group, ...] = ()
     patterns: tuple[Pattern, ...] = ()
     jobs: tuple[Job, ...] = ()
+    inhibitions: tuple[Inhibition, ...] = ()
     digest: str = ""
     text: str = field(default="", repr=False)
     warnings: tuple[Fault, ...] = field(default=(), compare=False)
@@ -374,6 +376,7 @@ class _WrittenFile:
     groups: tuple[Annotated[Group, FromNode(_group)], ...] = ()
     patterns: tuple[Annotated[Pattern, FromNode(_pattern)], ...] = ()
     jobs: tuple[Annotated[Job, FromNode(_job)], ...] = ()
+    inhibit: tuple[Inhibition, ...] = ()
 
 
 # -- loading ---------------------------------------------------------------------------------------------------------
@@ -421,13 +424,14 @@ def from_nodes(parsed: Mapping[str, yamlfile.Parsed]) -> tuple[RuleSet | None, l
     groups = tuple(group for file in written for group in file.groups)
     patterns = tuple(pattern for file in written for pattern in file.patterns)
     jobs = tuple(job for file in written for job in file.jobs)
+    inhibitions = tuple(each for file in written for each in file.inhibit)
     found.extend(_repeated((job.place, job.name) for job in jobs))
     warnings = tuple(fault for fault in found if fault.warning)
     if any(not fault.warning for fault in found):
         return None, found
     text = "\n".join(f"# {os.path.basename(path)}\n{each.text}" for path, each in parsed.items())
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return RuleSet(groups, patterns, jobs, digest, text, warnings), found
+    return RuleSet(groups, patterns, jobs, inhibitions, digest, text, warnings), found
 
 
 def _check_group_names(file: _WrittenFile, faults: Faults) -> None:

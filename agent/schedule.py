@@ -9,6 +9,9 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+_REPEATED_S = 2 * 3600.0
+"""More than any clock change repeats: a search that began within the hour that comes twice would find it anew."""
+
 
 def zone(name: str) -> tzinfo:
     """The time zone of a configuration; ``local`` is the host's own, by its name, so that it keeps both its offsets."""
@@ -41,14 +44,16 @@ def check(schedule: str) -> None:
 
 def next_due(schedule: str, after: float, zone_name: str) -> float:
     """The first instant of a schedule strictly after ``after``."""
-    return next(CronSim(schedule, datetime.fromtimestamp(after, zone(zone_name)))).timestamp()
+    start = datetime.fromtimestamp(after, zone(zone_name))
+    if start.fold:
+        start = datetime.fromtimestamp(after - _REPEATED_S, zone(zone_name))
+    return next(due for each in CronSim(schedule, start) if (due := each.timestamp()) > after)
 
 
 def last_due(schedule: str, at: float, zone_name: str) -> float | None:
     """The last instant of a schedule at or before ``at``; None where there is none in living memory."""
     # One second on: the reverse search is strictly before its start.
     start = datetime.fromtimestamp(int(at) + 1, zone(zone_name))
-    try:
-        return next(CronSim(schedule, start, reverse=True)).timestamp()
-    except StopIteration:
-        return None
+    if start.fold:
+        start = datetime.fromtimestamp(at + _REPEATED_S, zone(zone_name))
+    return next((due for each in CronSim(schedule, start, reverse=True) if (due := each.timestamp()) <= at), None)

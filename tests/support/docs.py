@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_RULES = {"groups", "patterns", "jobs"}
+_RULES = {"groups", "patterns", "jobs", "inhibit"}
 _OTHERS = {"tests": "tests", "scrape_configs": "prometheus"}
 
 

@@ -15,7 +15,7 @@ LAYERS = (
     (
         "runners",
         "agent.sampler agent.engine agent.guards agent.silencing agent.dispatch agent.calendar agent.logwatch.runner "
-        "agent.serve agent.ruletest",
+        "agent.serve agent.ruletest agent.backtest",
     ),
     ("plug-ins", "agent.collectors agent.handlers agent.notifiers"),
     ("reports", "reports"),
@@ -24,8 +24,8 @@ LAYERS = (
         "agent.store agent.ops agent.gpu agent.redis agent.objectstore agent.mail agent.process agent.systemd "
         "agent.inhibit agent.logwatch.tailer agent.logwatch.history",
     ),
-    ("what is written", "agent.config agent.rulefile agent.rulecheck agent.rulevalues agent.logwatch"),
-    ("rules", "agent.promql agent.alerting"),
+    ("what is written", "agent.config agent.matching agent.rulefile agent.rulecheck agent.rulevalues agent.logwatch"),
+    ("rules", "agent.promql agent.alerting agent.grouping"),
     (
         "base",
         "agent.model agent.metrics agent.specs agent.clock agent.errors agent.located agent.yamlfile agent.roots "

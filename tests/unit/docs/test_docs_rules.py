@@ -13,6 +13,7 @@ import pytest
 from agent import dispatch, guards, rulefile, ruletest
 from agent.alerting import OnMissing
 from agent.located import hints, key_of
+from agent.matching import Inhibition
 from agent.model import ActionStatus, Mode, Severity, Verdict
 from agent.promql import aggregation, functions, template
 from tests.support.docs import ROOT, blocks, kind, prose, rows, words
@@ -36,6 +37,7 @@ def first_words(heading: str) -> list[str]:
         ("key of `remediation`", rulefile._WrittenRemediation),
         ("key of a pattern", rulefile._WrittenPattern),
         ("key of a job", rulefile._WrittenJob),
+        ("key of an inhibition", Inhibition),
     ],
 )
 def test_every_key_stands_in_its_table_with_its_default(heading: str, cls: type) -> None:
@@ -58,6 +60,7 @@ def test_the_brakes_stand_in_their_order_with_what_they_do() -> None:
         "handler_disabled": replace(free, handler_disabled=True),
         "boot_grace": replace(free, since_boot_s=0.0, boot_grace_s=1.0),
         "silenced": replace(free, silenced=True),
+        "inhibited": replace(free, inhibited=True),
         "host_busy": replace(free, host_busy=True),
         "cooldown": replace(free, since_last_s=0.0, cooldown_s=1.0),
         "hourly_limit": replace(free, in_last_hour=1, actions_per_hour=1),
