@@ -119,7 +119,8 @@ def quantile(q: float, values: Sequence[float]) -> float:
         return -math.inf
     if q > 1:
         return math.inf
-    ordered = sorted(values, key=lambda value: (value == value, value))
+    checksum = sum(values)
+    ordered = sorted(values) if checksum == checksum else sorted(values, key=lambda value: (value == value, value))
     rank = q * (len(ordered) - 1)
     lower = math.floor(rank)
     weight = rank - lower

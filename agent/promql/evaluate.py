@@ -15,7 +15,7 @@ from typing import Any, cast
 from agent.errors import ExpressionError
 from agent.model import Labels, is_stale
 from agent.promql import aggregation, operators
-from agent.promql.functions import KEEP_NAME, OVER_TIME, PER_SAMPLE, WHOLE, Moment, Window
+from agent.promql.functions import KEEP_NAME, OVER_TIME, PER_SAMPLE, WHOLE, Moment
 from agent.promql.nodes import (
     NAME,
     Aggregate,
@@ -48,8 +48,9 @@ from agent.promql.values import (
     Vector,
     drop_name,
 )
+from agent.promql.windows import CarriedWindow, Memory, Window
 
-__all__ = ["Source", "evaluate", "evaluate_range"]
+__all__ = ["Memory", "Source", "evaluate", "evaluate_range"]
 
 MAX_STEPS = 200_000
 """How often subqueries and ranges may evaluate in one call: ``x[10y:1ms]`` must not stop the agent."""
@@ -57,7 +58,7 @@ MAX_STEPS = 200_000
 Raw = float | str | list[Sample]
 
 
-def evaluate(expr: Expr, source: Source, at: float, options: Options = DEFAULTS) -> Value:
+def evaluate(expr: Expr, source: Source, at: float, options: Options = DEFAULTS, memory: Memory | None = None) -> Value:
     """The value of an expression at one instant.
 
     Parameters
@@ -70,6 +71,8 @@ def evaluate(expr: Expr, source: Source, at: float, options: Options = DEFAULTS)
         Seconds since the epoch.
     options
         Lookback, default subquery step and dialect.
+    memory
+        What the last evaluation on this source left behind, to make this one cheaper; always with the same options.
 
     Raises
     ------
@@ -78,7 +81,7 @@ def evaluate(expr: Expr, source: Source, at: float, options: Options = DEFAULTS)
     """
     at_ms = round(at * 1000)
     query = _Query(source, options, at_ms, at_ms, 0)
-    frame = _Frame(query, at_ms, at_ms)
+    frame = _Frame(query, at_ms, at_ms, memory)
     if kind(expr) is Kind.MATRIX:
         windows = _windows(unwrap(expr), frame, at_ms)
         return Matrix(tuple(Points(labels, window.times, window.values) for labels, window in windows))
@@ -104,7 +107,7 @@ def evaluate_range(
     if kind(expr) not in (Kind.SCALAR, Kind.VECTOR):
         raise ExpressionError(f"cannot evaluate a {kind(expr)} over a range: it must be a scalar or an instant vector")
     query = _Query(source, options, start_ms, end_ms, step_ms)
-    return Matrix(tuple(_steps(expr, _Frame(query, start_ms, end_ms), start_ms, end_ms, step_ms)))
+    return Matrix(tuple(_steps(expr, _Frame(query, start_ms, end_ms, Memory()), start_ms, end_ms, step_ms)))
 
 
 @dataclass(slots=True)
@@ -132,6 +135,7 @@ class _Frame:
     query: _Query
     first_ms: int
     last_ms: int
+    memory: Memory | None = None
     selected: dict[tuple[int, int], list[Points]] = field(default_factory=dict)
     inner: dict[int, _Frame] = field(default_factory=dict)
 
@@ -148,11 +152,14 @@ class _Frame:
                 at_ms = fixed
         return at_ms - part.offset_ms
 
-    def series(self, selector: VectorSelector, reach_ms: int) -> list[Points]:
-        """What the selector finds for all the steps of this frame, asked for once."""
+    def series(self, selector: VectorSelector, reach_ms: int, matrix: MatrixSelector | None = None) -> list[Points]:
+        """What the selector finds for all the steps of this frame, asked for once; for the windows of ``matrix`` also
+        what leaves them."""
         found = self.selected.get((id(selector), reach_ms))
         if found is None:
             start_ms = self.moved(selector, self.first_ms) - reach_ms
+            if matrix is not None and self.memory is not None:
+                start_ms = self.memory.since_ms(matrix, start_ms, reach_ms)
             end_ms = self.moved(selector, self.last_ms)
             found = list(self.query.source.select(selector.matchers, _before(start_ms), _after(end_ms)))
             self.selected[id(selector), reach_ms] = found
@@ -163,7 +170,7 @@ class _Frame:
         frame = self.inner.get(id(subquery))
         if frame is None:
             first_ms = self.moved(subquery, self.first_ms) - subquery.range_ms
-            frame = _Frame(self.query, first_ms, self.moved(subquery, self.last_ms))
+            frame = _Frame(self.query, first_ms, self.moved(subquery, self.last_ms), Memory())
             self.inner[id(subquery)] = frame
         return frame
 
@@ -260,7 +267,7 @@ def _over_time(expr: Call, function: Callable[..., float | None], frame: _Frame,
     params = [_evaluate(arg, frame, at_ms) for arg in args if arg is not matrix]
     keep = expr.name in KEEP_NAME
     result: list[Sample] = []
-    for labels, window in _windows(matrix, frame, at_ms):
+    for labels, window in _windows(matrix, frame, at_ms, carrying=True):
         value = function(window, *params)
         if value is not None:
             result.append((labels if keep else drop_name(labels), value))
@@ -276,12 +283,12 @@ def _distinct(vector: list[Sample]) -> list[Sample]:
 # --- windows -----------------------------------------------------------------------------------------------------
 
 
-def _windows(matrix: Expr, frame: _Frame, at_ms: int) -> Iterator[tuple[Labels, Window]]:
+def _windows(matrix: Expr, frame: _Frame, at_ms: int, *, carrying: bool = False) -> Iterator[tuple[Labels, Window]]:
     """The window of every series that has samples in the range, by labels."""
     match matrix:
         case MatrixSelector(selector, range_ms):
             end_ms = frame.moved(selector, at_ms)
-            found = frame.series(selector, range_ms)
+            found = frame.series(selector, range_ms, matrix)
         case Subquery(_, range_ms):
             end_ms = frame.moved(matrix, at_ms)
             found = _subquery_points(matrix, frame, end_ms)
@@ -290,12 +297,21 @@ def _windows(matrix: Expr, frame: _Frame, at_ms: int) -> Iterator[tuple[Labels, 
     start_ms = end_ms - range_ms
     oldest, newest = _before(frame.oldest_ms(end_ms, range_ms)), _after(end_ms)
     cut_early = frame.query.options.dialect is Dialect.PROMETHEUS_3
+    turn = None
+    if carrying and frame.memory is not None and isinstance(matrix, MatrixSelector):
+        turn = frame.memory.turn(matrix, start_ms, range_ms)
     for points in found:
         first = bisect_left(points.times, oldest)
         last = bisect_right(points.times, newest, first)
         if first == last:
             continue
         times, values = points.times[first:last], points.values[first:last]
+        if turn is not None and (carry := turn.carry(points, first, last)) is not None:
+            carried = CarriedWindow(times, values, start_ms, end_ms, at_ms, cut_early)
+            carried.carry = carry
+            yield points.labels, carried
+            continue
+        values = list(values)  # of a list, every further pass is twice as fast as of an array
         if (checksum := sum(values)) != checksum:
             times, values = _without_stale(times, values)
         if values:

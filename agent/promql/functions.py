@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import calendar
 import math
-import operator
 import re
 from collections.abc import Callable, Sequence
 from datetime import date
 from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
 from agent.errors import ExpressionError
@@ -25,31 +23,14 @@ from agent.promql.arithmetic import (
     format_float,
     largest,
     maximum,
-    mean,
     minimum,
     quantile,
     smallest,
-    total,
     variance,
 )
 from agent.promql.nodes import compile_regex
 from agent.promql.values import Sample
-
-
-class Window(NamedTuple):
-    """One series over one range: seconds, without stale markers, never empty; the bounds in milliseconds."""
-
-    times: Sequence[float]
-    values: Sequence[float]
-    start_ms: int
-    end_ms: int
-    at_ms: int
-    """The instant of evaluation, which offsets and ``@`` do not move."""
-    cut_early: bool
-    """Extrapolate a counter towards zero by half a sampling interval at most (Prometheus 3)."""
-
-    def milliseconds(self, index: int) -> int:
-        return round(self.times[index] * 1000)
+from agent.promql.windows import Window
 
 
 class Moment(NamedTuple):
@@ -73,11 +54,8 @@ def _increase(window: Window) -> float | None:
     values = window.values
     if len(values) < 2:
         return None
-    grown = values[-1] - values[0]
-    if sorted(values) != list(values):
-        # A counter that falls was reset to zero: what it had before is added back. That it never fell, sorting finds
-        # out many times faster than a loop: it leaves a rising run as it is.
-        grown += sum([before for before, after in pairwise(values) if after < before])
+    # A counter that falls was reset to zero: what it had before is added back.
+    grown = values[-1] - values[0] + window.lost()
     return _extrapolate(window, grown, counter=True)
 
 
@@ -122,42 +100,14 @@ def _idelta(window: Window) -> float | None:
     return window.values[-1] - window.values[-2] if len(window.values) > 1 else None
 
 
-def _resets(window: Window) -> float:
-    return float(sum(map(operator.lt, window.values[1:], window.values)))
-
-
-def _changes(window: Window) -> float:
-    return float(sum([now != before and (now == now or before == before) for before, now in pairwise(window.values)]))
-
-
-_TO_WHOLE = 1.5 * 2**52
-"""Added to a number of milliseconds, it leaves no bits for a fraction: ``round``, three times as fast."""
-
-
-def _line(window: Window, origin_ms: int) -> tuple[float, float]:
-    """Slope per second and value at ``origin_ms`` of the least-squares line."""
-    values, count, sum_y = window.values, len(window.values), total(window.values)
-    if not math.isfinite(sum_y):
-        return math.nan, math.nan
-    if values.count(values[0]) == count:
-        return 0.0, values[0]
-    base = origin_ms + _TO_WHOLE
-    seconds = [(time * 1000.0 + _TO_WHOLE - base) / 1000.0 for time in window.times]
-    sum_x = total(seconds)
-    sum_xy = total(list(map(operator.mul, seconds, values)))
-    sum_xx = total(list(map(operator.mul, seconds, seconds)))
-    slope = (sum_xy - sum_x * sum_y / count) / (sum_xx - sum_x * sum_x / count)
-    return slope, sum_y / count - slope * sum_x / count
-
-
 def _deriv(window: Window) -> float | None:
-    return _line(window, window.milliseconds(0))[0] if len(window.values) > 1 else None
+    return window.line(window.milliseconds(0))[0] if len(window.values) > 1 else None
 
 
 def _predict_linear(window: Window, seconds: float) -> float | None:
     if len(window.values) < 2:
         return None
-    slope, now = _line(window, window.at_ms)
+    slope, now = window.line(window.at_ms)
     return slope * seconds + now
 
 
@@ -438,27 +388,27 @@ OVER_TIME: dict[str, Callable[..., float | None]] = {
     "increase": _increase,
     "irate": _irate,
     "rate": _rate,
-    "resets": _resets,
+    "resets": lambda window: float(window.falls()),
     # gauges
-    "changes": _changes,
+    "changes": lambda window: float(window.changes()),
     "delta": _delta,
     "deriv": _deriv,
     "holt_winters": _holt_winters,
     "idelta": _idelta,
     "predict_linear": _predict_linear,
     # statistics
-    "avg_over_time": lambda window: mean(window.values),
+    "avg_over_time": lambda window: window.mean(),
     "count_over_time": lambda window: float(len(window.values)),
     "first_over_time": lambda window: window.values[0],
     "last_over_time": lambda window: window.values[-1],
     "mad_over_time": _median_deviation,
-    "max_over_time": lambda window: largest(window.values),
-    "min_over_time": lambda window: smallest(window.values),
+    "max_over_time": lambda window: window.largest(),
+    "min_over_time": lambda window: window.smallest(),
     "present_over_time": lambda window: 1.0,
     "quantile_over_time": lambda window, q: quantile(q, window.values),
     "stddev_over_time": lambda window: math.sqrt(variance(window.values)),
     "stdvar_over_time": lambda window: variance(window.values),
-    "sum_over_time": lambda window: total(window.values),
+    "sum_over_time": lambda window: window.total(),
     "ts_of_first_over_time": lambda window: window.milliseconds(0) / 1000,
     "ts_of_last_over_time": lambda window: window.milliseconds(-1) / 1000,
     "ts_of_max_over_time": _last_time_of(largest),
