@@ -13,7 +13,8 @@ from agent.promql.nodes import LOOKBACK_S, NAME, Matcher, MatchOp
 from agent.promql.values import Points
 from agent.store.series import Layout
 
-SPAN_S = 3600.0
+SPAN_S = 3720.0
+"""An hour and a little: whoever follows windows of an hour from one evaluation to the next must see what leaves them."""
 MAX_BYTES = 32 << 20
 _SLACK = 1.125
 """Columns are cut when they hold this much more than their span: cutting costs a move of what stays."""
