@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiosqlite
 
@@ -65,10 +66,22 @@ class Schema:
             ]
         )
 
-    def forward(self, version: int) -> str:
-        """The SQL that brings a file of an earlier version to this one, in one transaction."""
+    def forward(self, version: int, views: Sequence[str]) -> str:
+        """The SQL that brings a file of an earlier version to this one, in one transaction.
+
+        Parameters
+        ----------
+        views
+            Those that the file has: they are made anew, since they may read what the new version lays out otherwise.
+        """
         return "\n".join(
-            ["BEGIN IMMEDIATE;", *self._additions(version), f"PRAGMA user_version = {self.version};COMMIT;"]
+            [
+                "BEGIN IMMEDIATE;",
+                *(f'DROP VIEW "{view}";' for view in views),
+                *self._additions(version),
+                self._text(f"{self.name}_views.sql"),
+                f"PRAGMA user_version = {self.version}; COMMIT;",
+            ]
         )
 
     def _additions(self, version: int) -> list[str]:
@@ -88,17 +101,30 @@ class Damaged(Exception):
     """Why a file cannot be used as a store."""
 
 
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A file that was brought from one version to another, and where it lies as it was."""
+
+    version: int
+    now: int
+    copy: Path
+
+
 class Database:
     """One file through one connection, whose thread is the only writer.
 
     A transaction is given as data and carried out whole: the caller may be cancelled, the transaction may not.
     """
 
-    def __init__(self, connection: aiosqlite.Connection, path: Path, set_aside: Path | None, why: str) -> None:
+    def __init__(
+        self, connection: aiosqlite.Connection, path: Path, set_aside: Path | None, why: str, forward: Forward | None
+    ) -> None:
         self.path = path
         self.set_aside = set_aside
         """Where the damaged file that was found here is now."""
         self.why_set_aside = why
+        self.forward = forward
+        """What was done to a file of an earlier version."""
         self._connection = connection
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -111,30 +137,33 @@ class Database:
         Raises
         ------
         StoreError
-            The file is from a newer version (it is left untouched), or its folder cannot be written.
+            The file is from a newer version, or of an earlier one and there is no room to copy it (it is left
+            untouched), or its folder cannot be written.
         """
         aside: list[tuple[Path, str]] = []
+        forward: list[Forward] = []
         failed: list[Exception] = []
 
-        def connect() -> sqlite3.Connection:
+        def open_or_begin() -> sqlite3.Connection:
             try:
                 try:
-                    return _connect(path, schema)
+                    return connect(path, schema, forward)
                 except Damaged as damage:
-                    aside.append((_set_aside(path, at), str(damage)))
-                return _connect(path, schema)
+                    aside.append((set_aside(path, f"corrupt-{stamp(at)}"), str(damage)))
+                return connect(path, schema, forward)
             except (OSError, sqlite3.Error, Damaged, StoreError) as error:
                 failed.append(error)
                 # aiosqlite's thread outlives the loop when connecting fails: let it connect, and close it in order.
                 return sqlite3.connect(":memory:")
 
-        connection = await aiosqlite.Connection(connect, iter_chunk_size=64)
+        connection = await aiosqlite.Connection(open_or_begin, iter_chunk_size=64)
         if failed:
             await connection.close()
             if isinstance(failed[0], StoreError):
                 raise failed[0]
             raise StoreError(f'cannot open "{path}": {failed[0]}') from failed[0]
-        database = cls(connection, path, *(aside[0] if aside else (None, "")))
+        found, why = aside[0] if aside else (None, "")
+        database = cls(connection, path, found, why, forward[0] if forward and not aside else None)
         database.restore_ballast()
         return database
 
@@ -266,7 +295,7 @@ class StateLock:
         """
         path = state_dir / "lock"
         try:
-            _make_folder(state_dir)
+            make_folder(state_dir)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         except OSError as error:
             raise StoreError(f'cannot use the state directory "{state_dir}": {error.strerror}') from error
@@ -293,7 +322,8 @@ def free_bytes(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder that the group may read and that hands its group down, unless it is there."""
     if folder.is_dir():
         return
     folder.mkdir(parents=True)
@@ -311,63 +341,149 @@ def _private_file(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _connect(path: Path, schema: Schema) -> sqlite3.Connection:
+def connect(path: Path, schema: Schema, forward: list[Forward] | None = None) -> sqlite3.Connection:
+    """A writer's connection to a file that is checked, and brought to this version; a file that is not there is made.
+
+    The caller holds the state lock. What was done to a file of an earlier version is added to ``forward``.
+
+    Raises
+    ------
+    Damaged
+        The file cannot be used.
+    StoreError
+        The file is from a newer version, or there is no room to bring it forward.
+    sqlite3.OperationalError
+        The disk is full or fails, or somebody holds a lock: the file may be sound.
+    """
     if not os.path.lexists(path):
+        if any(os.path.lexists(f"{path}{companion}") for companion in _COMPANIONS[1:]):
+            raise Damaged("it is gone and left its log behind")  # a new file would take that log for its own
         _create(path, schema)
-    _check_header(path, schema)
+    _check_files(path, schema)
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
     try:
         _check_content(connection, path, schema)
-        connection.execute("PRAGMA journal_mode = WAL")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version < schema.version:
-            connection.executescript(schema.forward(version))
+            copy = _copy_before(connection, path, schema, version)
+            connection.execute("PRAGMA journal_mode = WAL")
+            _bring_forward(connection, schema, version)
+            if forward is not None:
+                forward.append(Forward(version, schema.version, copy))
+        connection.execute("PRAGMA journal_mode = WAL")
+        for pragma in (
+            f"synchronous = {schema.synchronous}",
+            f"journal_size_limit = {WAL_KEPT_BYTES}",
+            "temp_store = MEMORY",  # sorting must work when no disk has room
+            "secure_delete = OFF",  # Debian builds it on: it would write every pruned page once more
+            # A first commit makes the log: without one, a reader who may not write could not open what a killed agent
+            # leaves.
+            f"user_version = {schema.version}",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
     except sqlite3.DatabaseError as error:
         connection.close()
         if isinstance(error, sqlite3.OperationalError) and not _damage(error):
             raise
         raise Damaged(str(error)) from error
-    except Damaged:
+    except BaseException:
         connection.close()
         raise
-    for pragma in (
-        f"synchronous = {schema.synchronous}",
-        f"journal_size_limit = {WAL_KEPT_BYTES}",
-        "temp_store = MEMORY",  # sorting must work when no disk has room
-        "secure_delete = OFF",  # Debian builds it on: it would write every pruned page once more
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-    # A first commit makes the log: without one, a reader who may not write could not open what a killed agent leaves.
-    connection.execute(f"PRAGMA user_version = {schema.version}")
     return connection
 
 
-def _create(path: Path, schema: Schema) -> None:
-    """Make the file under another name first: a crash leaves no half-made store."""
-    new = path.with_suffix(".new")
-    for leftover in _COMPANIONS:
-        Path(f"{new}{leftover}").unlink(missing_ok=True)
-    with _private_file(new), closing(sqlite3.connect(new, isolation_level=None)) as connection:
-        connection.executescript(schema.script())
-    new.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+def snapshot(connection: sqlite3.Connection, target: Path) -> None:
+    """A copy of a whole file, what is in its log included, under a name that it has only when it is complete."""
+    new = _fresh(target)
+    with _private_file(new) as descriptor, closing(sqlite3.connect(new, isolation_level=None)) as copy:
+        connection.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")
+        os.fsync(descriptor)
+    settle(new, target)
+
+
+def settle(new: Path, target: Path) -> None:
+    """Give a file that is written and synced its name, for good."""
+    new.rename(target)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
 
 
-def _check_header(path: Path, schema: Schema) -> None:
-    """Read the header without SQLite, which would already touch the file of a newer version."""
-    if not stat.S_ISREG(path.lstat().st_mode):
-        raise Damaged("it is not a regular file")
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise Damaged("it belongs to another user")
+def copies_before(path: Path) -> list[Path]:
+    """The copies that were made of a file before it was brought forward."""
+    found = path.parent.glob(f"{path.name}.schema-*")
+    return sorted(one for one in found if one.name.rpartition("-")[2].isdigit())
+
+
+def _copy_before(connection: sqlite3.Connection, path: Path, schema: Schema, version: int) -> Path:
+    """The file as it is, beside it, to go back to with the program that wrote it."""
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    needed = 2 * pages * PAGE_BYTES + BALLAST_BYTES  # the copy, and a log that may hold every page once
+    free = free_bytes(path.parent)
+    if free < needed:
+        raise StoreError(
+            f'cannot bring "{path}" from schema {version} to {schema.version}: that takes {needed >> 20} MiB beside it '
+            f"and {free >> 20} MiB are free; it was left as it is"
+        )
+    copy = path.with_name(f"{path.name}.schema-{version}")
+    snapshot(connection, copy)
+    return copy
+
+
+def _bring_forward(connection: sqlite3.Connection, schema: Schema, version: int) -> None:
+    views = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'view'")]
+    try:
+        connection.executescript(schema.forward(version, views))
+    except sqlite3.Error as error:
+        if connection.in_transaction:
+            connection.rollback()
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
+            raise Damaged(f"it is not laid out as schema {version} is: {error}") from error
+        raise
+
+
+def _create(path: Path, schema: Schema) -> None:
+    """Make the file under another name first: a crash leaves no half-made store."""
+    new = _fresh(path)
+    with _private_file(new), closing(sqlite3.connect(new, isolation_level=None)) as connection:
+        connection.executescript(schema.script())
+    settle(new, path)
+
+
+def _fresh(target: Path) -> Path:
+    """The name under which a file is made; what a killed process left there goes."""
+    new = Path(f"{target}.new")
+    for leftover in _COMPANIONS:
+        Path(f"{new}{leftover}").unlink(missing_ok=True)
+    return new
+
+
+def _check_files(path: Path, schema: Schema) -> None:
+    """Look at the file and its companions without SQLite, which would already touch those of a newer version."""
+    for companion in _COMPANIONS:
+        one = Path(f"{path}{companion}")
+        if companion and not os.path.lexists(one):
+            continue
+        what = f"its {companion} file" if companion else "it"
+        if not stat.S_ISREG(one.lstat().st_mode):
+            raise Damaged(f"{what} is not a regular file")
+        if not os.access(one, os.R_OK | os.W_OK):
+            raise Damaged(f"{what} belongs to another user")
     with path.open("rb") as file:
         header = file.read(100)
     if len(header) < 100 or not header.startswith(_HEADER):
         raise Damaged("it is not an SQLite file")
     version, application_id = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
+    _check_kind(path, schema, version, application_id)
+    log = Path(f"{path}-wal")
+    if log.exists() and log.stat().st_size:
+        _check_kind(path, schema, *_in_log(path))
+
+
+def _check_kind(path: Path, schema: Schema, version: int, application_id: int) -> None:
     if application_id != schema.application_id:
         raise Damaged(f"it is not a {schema.name} file of this program")
     if version > schema.version:
@@ -375,6 +491,24 @@ def _check_header(path: Path, schema: Schema) -> None:
             f'cannot open "{path}": it was written by a newer version (schema {version}, this one knows '
             f"{schema.version}); it was left as it is"
         )
+
+
+def _in_log(path: Path) -> tuple[int, int]:
+    """Version and kind as of the last commit in the log, where a killed agent leaves them, read without moving it."""
+    try:
+        with closing(sqlite3.connect(read_only(path), uri=True, timeout=BUSY_S)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) and not _damage(error):
+            raise
+        raise Damaged(str(error)) from error
+    return version, application_id
+
+
+def read_only(path: Path) -> str:
+    """The URI under which SQLite opens a file for reading alone."""
+    return f"file:{quote(str(path.absolute()))}?mode=ro"
 
 
 def _check_content(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:
@@ -387,12 +521,17 @@ def _check_content(connection: sqlite3.Connection, path: Path, schema: Schema) -
         connection.execute("SELECT min(id), max(id) FROM tick").fetchone()
 
 
-def _set_aside(path: Path, at: float) -> Path:
-    stamp = datetime.fromtimestamp(at, UTC).strftime("%Y%m%dT%H%M%SZ")
-    target, number = Path(f"{path}.corrupt-{stamp}"), 1
-    while os.path.lexists(target):
-        target, number = Path(f"{path}.corrupt-{stamp}-{number}"), number + 1
-    for companion in _COMPANIONS:
+def stamp(at: float) -> str:
+    """An instant as part of a file name."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y%m%dT%H%M%SZ")
+
+
+def set_aside(path: Path, suffix: str) -> Path:
+    """Rename a file and its companions, the log first: a crash between must not leave one to a file that comes."""
+    target, number = Path(f"{path}.{suffix}"), 1
+    while any(os.path.lexists(f"{target}{companion}") for companion in _COMPANIONS):
+        target, number = Path(f"{path}.{suffix}-{number}"), number + 1
+    for companion in reversed(_COMPANIONS):
         if os.path.lexists(f"{path}{companion}"):
             os.rename(f"{path}{companion}", f"{target}{companion}")
     return target
@@ -419,4 +558,6 @@ def _no_room(error: sqlite3.Error) -> bool:
 
 
 def _damage(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    # An ordinary error at opening is a table that is missing.
+    codes = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in codes

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.clock import Clock
 from agent.model import Event, Severity, make_labels
+from agent.store.copies import FORWARD_KEPT_S, Copies, ledger_copies
 from agent.store.database import LEDGER, METRICS, Database, StateLock
 from agent.store.ledger import Ledger
 from agent.store.metrics import Metrics
@@ -23,10 +25,14 @@ class Store:
         What was found wrong at opening and mended: events to record, once there is somebody to tell.
     ledger_lost
         The ledger was damaged and a new one begun: nothing may act until a person has looked.
+    copies
+        What is copied of the files, and how that went.
     """
 
-    def __init__(self, lock: StateLock, files: tuple[Database, Database], metrics: Metrics, ledger: Ledger) -> None:
-        self.metrics, self.ledger = metrics, ledger
+    def __init__(
+        self, lock: StateLock, files: tuple[Database, Database], metrics: Metrics, ledger: Ledger, copies: Copies
+    ) -> None:
+        self.metrics, self.ledger, self.copies = metrics, ledger, copies
         self.notices: list[Event] = []
         self.ledger_lost = files[1].set_aside is not None
         self._lock, self._files = lock, files
@@ -53,15 +59,18 @@ class Store:
                 await file.close()
             lock.release()
             raise
-        store = cls(lock, (opened[0], opened[1]), metrics, Ledger(opened[1], clock=clock))
-        store.notices = [_notice(file, clock.wall()) for file in opened if file.set_aside is not None]
+        copies = Copies(state_dir, limits.max_size_bytes)
+        store = cls(lock, (opened[0], opened[1]), metrics, Ledger(opened[1], clock=clock), copies)
+        store.notices = [notice for file in opened for notice in _notices(file, clock.wall())]
         return store
 
     async def maintain(self, at: float) -> None:
-        """Roll-ups, packing, pruning, ballast: to be called about once a minute, with the wall clock."""
-        ledger = self._files[1]
-        await self.metrics.maintain(at, beside_bytes=await used_bytes(ledger))
-        ledger.restore_ballast()
+        """Roll-ups, packing, pruning, copies, ballast: to be called about once a minute, with the wall clock."""
+        ledger_bytes = await used_bytes(self._files[1])
+        events = await self.copies.maintain(at, ledger_bytes + await self.metrics.size_bytes())
+        await self.metrics.maintain(at, beside_bytes=ledger_bytes + self.copies.bytes())
+        self._files[1].restore_ballast()
+        await self.metrics.add_events(events)
 
     async def close(self) -> None:
         """Commit what waits and leave two plain files that readers without write access can open."""
@@ -71,13 +80,35 @@ class Store:
         self._lock.release()
 
 
-def _notice(file: Database, at: float) -> Event:
-    lost_ledger = file.path.name == "ledger.db"
-    return Event(
-        kind="store_damaged",
-        severity=Severity.CRITICAL if lost_ledger else Severity.ERROR,
-        message=f'cannot use "{file.path}": {file.why_set_aside}; it is now "{file.set_aside}" and a new one was begun',
-        source="store",
-        at=at,
-        labels=make_labels(file=file.path.name, set_aside=str(file.set_aside)),
+def _notices(file: Database, at: float) -> list[Event]:
+    name = file.path.name
+    if file.set_aside is not None:
+        lost_ledger = name == "ledger.db"
+        message = (
+            f'cannot use "{file.path}": {file.why_set_aside}; it is now "{file.set_aside}" and a new one was begun'
+        )
+        severity = Severity.CRITICAL if lost_ledger else Severity.ERROR
+        labels = make_labels(file=name, set_aside=str(file.set_aside))
+        return [
+            Event("store_damaged", severity, message + _remedy(file.path.parent) * lost_ledger, "store", at, labels)
+        ]
+    if file.forward is not None:
+        message = (
+            f'brought "{file.path}" from schema {file.forward.version} to {file.forward.now}; as it was it is '
+            f'"{file.forward.copy}" for {FORWARD_KEPT_S / 86400:.0f} days, or until its room is needed'
+        )
+        labels = make_labels(file=name, copy=str(file.forward.copy))
+        return [Event("store_brought_forward", Severity.INFO, message, "store", at, labels)]
+    return []
+
+
+def _remedy(state_dir: Path) -> str:
+    """What a person can do about a lost ledger: never done unasked, for it may undo what was done since."""
+    copies = ledger_copies(state_dir)
+    if not copies:
+        return "; there is no copy of it"
+    made = datetime.fromtimestamp(copies[0].at, UTC)
+    return (
+        f"; its newest good copy is of {made:%Y-%m-%d %H:%M} UTC: stop the agent, then upkeep state restore "
+        f"{copies[0].path}"
     )

@@ -194,25 +194,6 @@ def test_a_row_that_comes_while_its_window_is_packed_stays(
     with_store(body)
 
 
-def test_a_file_of_the_first_version_is_brought_forward(
-    with_store: WithStore, state_dir: Path, clock: ManualClock
-) -> None:
-    async def body(store: Store) -> None:
-        await store.metrics.append([Reading(clock.wall(), CPU, [1.0, 2.0])])
-
-    async def later(store: Store) -> None:
-        assert store.notices == []
-        assert await compact_oldest(store._files[0], clock.wall() + 3600)
-
-    with_store(body)
-    with closing(sqlite3.connect(state_dir / "metrics.db")) as old:
-        old.executescript("DROP TABLE chunk; PRAGMA user_version = 1;")
-    with_store(later)
-    assert sql(state_dir, "SELECT metric, value FROM samples ORDER BY metric") == [("cpu", 1.0), ("load", 2.0)]
-    with closing(sqlite3.connect(state_dir / "metrics.db")) as new:
-        assert new.execute("PRAGMA user_version").fetchone() == (2,)
-
-
 def test_a_damaged_chunk_is_said(with_store: WithStore, state_dir: Path, clock: ManualClock) -> None:
     async def body(store: Store) -> None:
         await store.metrics.append([Reading(clock.wall(), CPU, [1.0, 2.0])])
