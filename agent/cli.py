@@ -102,6 +102,11 @@ def _rule_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     query.add_argument("--start", metavar="T", help="the start of a range")
     query.add_argument("--end", metavar="T", help="the end of a range")
     query.add_argument("--step", metavar="D", default="1m", help="the step of a range (1m)")
+    backtest = _json(_add(commands, "backtest", "backtest:run", "what rules would have done over this host's history"))
+    backtest.add_argument("files", nargs="*", metavar="FILE", help="rule files; none: the rules in use")
+    backtest.add_argument("--since", default="7d", metavar="D", help="how far back (7d)")
+    backtest.add_argument("--end", metavar="T", help="the end of that time; else now")
+    backtest.add_argument("--rule", metavar="NAME", help="only alerts of this name")
     explain = _json(
         _add(commands, "explain", "explain:run", "a rule, each part of its expression now, and why nothing happens")
     )
