@@ -57,6 +57,8 @@ MAX_STEPS = 200_000
 
 Raw = float | str | list[Sample]
 
+_MATRICES = (MatrixSelector, Subquery)
+
 
 def evaluate(expr: Expr, source: Source, at: float, options: Options = DEFAULTS, memory: Memory | None = None) -> Value:
     """The value of an expression at one instant.
@@ -82,8 +84,8 @@ def evaluate(expr: Expr, source: Source, at: float, options: Options = DEFAULTS,
     at_ms = round(at * 1000)
     query = _Query(source, options, at_ms, at_ms, 0)
     frame = _Frame(query, at_ms, at_ms, memory)
-    if kind(expr) is Kind.MATRIX:
-        windows = _windows(unwrap(expr), frame, at_ms)
+    if isinstance(matrix := unwrap(expr), _MATRICES):
+        windows = _windows(matrix, frame, at_ms)
         return Matrix(tuple(Points(labels, window.times, window.values) for labels, window in windows))
     match _evaluate(expr, frame, at_ms):
         case float(value):
@@ -231,10 +233,15 @@ def _current(selector: VectorSelector, frame: _Frame, at_ms: int) -> Iterator[tu
     lookback_ms = round(frame.query.options.lookback_s * 1000)
     end_ms = frame.moved(selector, at_ms)
     newest, oldest = _after(end_ms), _before(frame.oldest_ms(end_ms, lookback_ms))
+    times: Sequence[float] | None = None
+    index = -1
     for points in frame.series(selector, lookback_ms):
-        times = points.times
-        index = bisect_right(times, newest) - 1
-        if index >= 0 and times[index] >= oldest:
+        if points.times is not times:
+            times = points.times
+            index = bisect_right(times, newest) - 1
+            if index >= 0 and times[index] < oldest:
+                index = -1
+        if index >= 0:
             value = points.values[index]
             if value == value or not is_stale(value):
                 yield points, index
@@ -263,7 +270,7 @@ def _per_sample(function: Callable[..., float | None], args: list[Raw], at_ms: i
 
 def _over_time(expr: Call, function: Callable[..., float | None], frame: _Frame, at_ms: int) -> Raw:
     args = [unwrap(arg) for arg in expr.args]
-    matrix = next(arg for arg in args if isinstance(arg, MatrixSelector | Subquery))
+    matrix = next(arg for arg in args if isinstance(arg, _MATRICES))
     params = [_evaluate(arg, frame, at_ms) for arg in args if arg is not matrix]
     keep = expr.name in KEEP_NAME
     result: list[Sample] = []
@@ -300,12 +307,18 @@ def _windows(matrix: Expr, frame: _Frame, at_ms: int, *, carrying: bool = False)
     turn = None
     if carrying and frame.memory is not None and isinstance(matrix, MatrixSelector):
         turn = frame.memory.turn(matrix, start_ms, range_ms)
+    shared: Sequence[float] | None = None
+    first = last = 0
+    inside: Sequence[float] = ()
     for points in found:
-        first = bisect_left(points.times, oldest)
-        last = bisect_right(points.times, newest, first)
+        if points.times is not shared:
+            shared = points.times
+            first = bisect_left(shared, oldest)
+            last = bisect_right(shared, newest, first)
+            inside = shared[first:last]
         if first == last:
             continue
-        times, values = points.times[first:last], points.values[first:last]
+        times, values = inside, points.values[first:last]
         if turn is not None and (carry := turn.carry(points, first, last)) is not None:
             carried = CarriedWindow(times, values, start_ms, end_ms, at_ms, cut_early)
             carried.carry = carry

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from agent.model import Labels
 from agent.promql.nodes import LOOKBACK_S, NAME, Matcher
@@ -14,11 +14,11 @@ Sample = tuple[Labels, float]
 """One element of an instant vector; its labels hold ``__name__`` unless an operation dropped it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Points:
+class Points(NamedTuple):
     """A stretch of one series: labels with ``__name__``; times in seconds, strictly rising; stale markers included.
 
-    ``times`` and ``values`` may be live views of a longer history: they are bisected and sliced, never copied whole.
+    ``times`` and ``values`` may be live views of a longer history: they are bisected and sliced, never copied whole,
+    and never changed. Series that were sampled together may share one object of times.
     """
 
     labels: Labels
