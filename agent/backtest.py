@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import cast
 
 from agent import handlers
 from agent.alerting import OnMissing, step
@@ -21,7 +21,7 @@ from agent.model import AlertState, Labels, make_labels
 from agent.promql.evaluate import evaluate, evaluate_range
 from agent.promql.nodes import NAME, Expr, Kind, Matcher, MatchOp, Subquery, kind, walk
 from agent.promql.values import Points, Source, Vector
-from agent.rulefile import AlertRule, Group, RecordingRule, RuleSet
+from agent.rulefile import AlertRule, Group, RecordingRule, RuleSet, Step
 from agent.ruletest import MemorySource
 
 BLOCK_S = 6 * 3600.0
@@ -279,7 +279,7 @@ def _asked(fired: Sequence[tuple[AlertRule, Firing]]) -> dict[int, Asked]:
         if rule.remediation is None or not rule.remediation.steps:
             continue
         fix, chosen = rule.remediation, rule.remediation.steps[0]
-        handler = _handler(chosen.handler, chosen.spec)
+        handler = bare_handler(chosen)
         key = (chosen.handler, handler.resource(), firing.labels if handler.harmless else ())
         at, held = firing.fired_at, ""
         if key in last and at < last[key] + fix.cooldown_s:
@@ -304,6 +304,7 @@ class _NoTools:
         return self
 
 
-def _handler(name: str, spec: Any) -> handlers.Handler:
-    params = {each: getattr(spec, each) for each in spec.__dataclass_fields__}
-    return handlers.make(name, params, cast(handlers.Tools, _NoTools()))
+def bare_handler(rung: Step) -> handlers.Handler:
+    """The handler of a rung, to be asked for what it is and not to be used."""
+    params = {each: getattr(rung.spec, each) for each in rung.spec.__dataclass_fields__}
+    return handlers.make(rung.handler, params, cast(handlers.Tools, _NoTools()))
