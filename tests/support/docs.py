@@ -59,6 +59,17 @@ def links(page: Path) -> Iterator[str]:
             yield target
 
 
+def sql_examples() -> list[tuple[str, str]]:
+    """Each query of the store's reference page, with the file that it is for."""
+    found, file = [], ""
+    page = (ROOT / "docs/reference/sql.md").read_text(encoding="utf-8")
+    for heading, query in re.findall(r"^#{2,3} .*?(\w+\.db)$|^```sql\n(.*?)^```$", page, re.M | re.S):
+        file = heading or file
+        if query:
+            found.append((file, query))
+    return found
+
+
 def rows(text: str, heading: str) -> list[list[str]]:
     """The cells of the first table whose header row begins with ``heading``."""
     lines = iter(text.splitlines())

@@ -30,6 +30,7 @@ from agent.model import (
     Verdict,
 )
 from agent.store import JobRun, Reader, ReportRecord, Silence, Store
+from tests.support.docs import sql_examples
 
 PAGE = (Path(__file__).parents[3] / "docs/reference/sql.md").read_text(encoding="utf-8")
 WithStore = Callable[..., None]
@@ -43,17 +44,21 @@ def sections() -> list[tuple[str, str, str]]:
     return found
 
 
-EXAMPLES = [(file, query) for file, _, text in sections() for query in re.findall(r"```sql\n(.*?)```", text, re.S)]
+EXAMPLES = sql_examples()
 
 
 @pytest.fixture
 def filled(with_store: WithStore, state_dir: Path, clock: ManualClock) -> Path:
     """A store with something in every view, taken just now so that examples about the last hour find it."""
-    clock.step_wall(time.time() // 3600 * 3600 - 7200 - clock.wall())
+    clock.step_wall(time.time() // 60 * 60 - 171 * 60 - clock.wall())
 
     async def body(store: Store) -> None:
-        for _ in range(160):
+        gone = Sample("node_load1", 0.5, clock.wall(), (("host", "before"),))
+        await store.metrics.append([Reading.of(clock.wall(), [gone])])
+        for n in range(160):
             clock.advance(60)
+            if n == 80:
+                clock.advance(600)  # the agent was off
             at = clock.wall()
             await store.metrics.append(
                 [
@@ -61,8 +66,12 @@ def filled(with_store: WithStore, state_dir: Path, clock: ManualClock) -> Path:
                         at,
                         [
                             Sample("node_load1", 1.5, at),
-                            Sample("node_memory_MemTotal_bytes", 8e9, at),
+                            Sample("node_memory_MemAvailable_bytes", 8e9, at),
                             Sample("node_filesystem_size_bytes", 1e11, at, (("mountpoint", "/"),)),
+                            Sample("node_filesystem_avail_bytes", 2e10, at, (("mountpoint", "/"),)),
+                            Sample("node_network_receive_bytes_total", n * 1e6, at, (("device", "eth0"),)),
+                            Sample("DCGM_FI_DEV_GPU_UTIL", 0.0, at, (("gpu", "0"),)),
+                            Sample("DCGM_FI_DEV_FB_USED", 40_000.0, at, (("gpu", "0"),)),
                             Sample("directory_size_bytes", at, at, (("path", "/tmp/evaluation_cache"),)),
                             Sample("eval_latency_seconds", 0.5, at, (("domain", "math"),)),
                             Sample("eval_throughput", 12.0, at, (("domain", "math"),)),
@@ -79,9 +88,19 @@ def filled(with_store: WithStore, state_dir: Path, clock: ManualClock) -> Path:
         [asked] = await store.ledger.commit_alerts([alert], [request])
         plan = Plan("clean_cache", "r", "remove 1", (PlanItem("unlink", "a", 9),), (Skipped("b", "in_use"),))
         done = replace(
-            asked, status=ActionStatus.DONE, verdict=Verdict.FIXED, plan=plan, outcome=Outcome(bytes_freed=9)
+            asked,
+            status=ActionStatus.DONE,
+            verdict=Verdict.FIXED,
+            plan=plan,
+            outcome=Outcome(bytes_freed=9),
+            started_at=at,
+            finished_at=at + 1,
         )
         await store.ledger.save_action(done)
+        refused = Action(
+            0, "job", "", (), at, 0, 0, "clean_logs", {}, "l", ActionStatus.REFUSED, "outside_window", requested_at=at
+        )
+        assert await store.ledger.request(refused) is not None
         await store.ledger.save_run(JobRun("logs", at, at))
         await store.ledger.add_silence(Silence("{}", "w", "me", at, 60))
         await store.ledger.add_report(ReportRecord("weekly", 0, at, at, "/r.html", "calm"))
@@ -104,7 +123,11 @@ def test_every_view_and_column_is_described(filled: Path) -> None:
 
 def test_every_view_has_an_example() -> None:
     assert {name for _, name, text in sections() if "```sql" not in text} == set()
-    assert len(EXAMPLES) >= 13
+
+
+def test_twenty_questions_are_answered() -> None:
+    [questions] = re.findall(r"^## Questions$(.*?)^## ", PAGE, re.M | re.S)
+    assert questions.count("```sql") == 20
 
 
 @pytest.mark.skipif(shutil.which("sqlite3") is None and "CI" not in os.environ, reason="no sqlite3 shell here")
