@@ -39,6 +39,7 @@ from agent.sampler import Sampler
 from agent.store import Reader, Retention, Store
 from agent.store.metrics import MINUTES_SPAN_S
 from agent.supervisor import Supervisor
+from agent.timewatch import Change, TimeWatch
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,11 @@ class Agent:
         return await Store.open(self.state_dir, clock=self._clock, limits=limits)
 
     def _make_sampler(self, store: Store) -> Sampler:
+        watch = TimeWatch(self._clock)
+
         async def append(readings: Sequence[Reading]) -> None:
+            if (change := watch.look()) is not None:
+                await self._time_changed(store, change)
             await store.metrics.append_tick(readings, self._clock.boot())
             self._first_sample.set()
 
@@ -350,6 +355,17 @@ class Agent:
         await store.metrics.add_events(store.notices)
         if store.ledger_lost:
             inhibit.pause(self.state_dir, None, "the ledger was damaged and a new one begun; look, then: upkeep resume")
+
+    async def _time_changed(self, store: Store, change: Change) -> None:
+        """The clock was set, or the host slept: told, and known to the store before it takes the next sample."""
+        if change.asleep_s:
+            await store.metrics.epochs.begin("resumed", change.asleep_s)
+            await self._record("host_resumed", Severity.INFO, f"the host slept for {change.asleep_s:.0f} s")
+        if change.stepped_s:
+            await store.metrics.epochs.begin("stepped", change.stepped_s)
+            way = "forward" if change.stepped_s > 0 else "back"
+            message = f"the clock was set {way} by {abs(change.stepped_s):.0f} s"
+            await self._record("clock_stepped", Severity.WARNING, message)
 
     async def _reload_asked_by_signal(self) -> None:
         try:

@@ -30,7 +30,7 @@ GRACE_S = 0.1
 """How long a tick waits for collectors that ask others (a GPU, a server), so that all of it is one commit."""
 
 LONGEST_SLEEP_S = 10.0
-"""However far the next reading is: the watchdog wants to hear, and a timer does not count while the host is suspended."""
+"""However far the next reading is: the watchdog wants to hear, and a timer does not count while the host sleeps."""
 
 ALIGNED_S = 0.002
 """A tick that comes so close to its due instant carries that: instants an even step apart take no room in the store,

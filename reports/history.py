@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from agent.model import Series, make_labels
 from agent.store.read import Reader
-from reports.charts import Line
+from reports.charts import GAP_STEPS, Line
 
 RAW_UP_TO_S = 4 * 3600.0
 MINUTES_UP_TO_S = 9 * 86400.0
@@ -163,7 +163,7 @@ def _mean_of_lasts(entries: Sequence[object]) -> float | None:
 
 
 def sampled_instants(read: Reader, start: float, end: float) -> Line:
-    """When anything at all was sampled, as a line without values: what coverage is told from."""
+    """When anything at all was sampled, as a line without values."""
     chosen = resolution(end - start)
     _, rows = read.sql(
         f"SELECT DISTINCT id / {chosen.per_second} FROM {chosen.table} WHERE id >= ? AND id < ? ORDER BY 1",
@@ -171,6 +171,54 @@ def sampled_instants(read: Reader, start: float, end: float) -> Line:
     )
     times = [float(str(row[0])) for row in rows]
     return Line(times, times, times, times, chosen.step_s or _usual_step(times))
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """When anything at all was sampled, and why not.
+
+    Attributes
+    ----------
+    instants
+        A line without values.
+    asleep
+        When the host slept, or what a clock set forward left out: nobody missed anything then.
+    gaps
+        The stretches of which nothing is known.
+    """
+
+    instants: Line
+    asleep: tuple[tuple[float, float], ...]
+    gaps: tuple[tuple[float, float], ...]
+
+
+def sampling(read: Reader, start: float, end: float) -> Sampled:
+    """What coverage is told from."""
+    instants = sampled_instants(read, start, end)
+    asleep = _asleep(read, start, end)
+    least = GAP_STEPS * instants.step_s
+    gaps = [part for gap in instants.gaps(start, end) for part in _without(gap, asleep) if part[1] - part[0] > least]
+    return Sampled(instants, tuple(asleep), tuple(gaps))
+
+
+def _asleep(read: Reader, start: float, end: float) -> list[tuple[float, float]]:
+    _, rows = read.sql(
+        "SELECT at_ms / 1000.0 - seconds, at_ms / 1000.0 FROM main.epoch WHERE seconds > 0"
+        " AND at_ms / 1000.0 > ? AND at_ms / 1000.0 - seconds < ? ORDER BY 1",
+        (start, end),
+    )
+    return [(max(float(str(began)), start), min(float(str(ended)), end)) for began, ended in rows]
+
+
+def _without(gap: tuple[float, float], spans: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """What is left of a stretch without others, which are given in order."""
+    since, until = gap
+    for began, ended in spans:
+        if began > since:
+            yield since, min(began, until)
+        since = max(since, ended)
+    if since < until:
+        yield since, until
 
 
 def first_sample(read: Reader) -> float | None:

@@ -15,6 +15,7 @@ from agent.promql.nodes import Matcher
 from agent.promql.values import Points
 from agent.store import retention, rollup
 from agent.store.database import Database, StoreFullError
+from agent.store.epochs import Epochs
 from agent.store.recent import SPAN_S, Recent
 from agent.store.retention import Retention
 from agent.store.rollup import HOUR_S, MINUTE_S
@@ -61,7 +62,10 @@ class Metrics:
     (:attr:`recent`), and before it one point a minute, the last of that minute, for eight hours.
     """
 
-    def __init__(self, database: Database, limits: Retention, layouts: Layouts, folded_until: dict[int, int]) -> None:
+    def __init__(
+        self, database: Database, epochs: Epochs, limits: Retention, layouts: Layouts, folded_until: dict[int, int]
+    ) -> None:
+        self.epochs = epochs
         self.recent = Recent()
         self._minutes = Recent(span_s=MINUTES_SPAN_S)
         self.fault = ""
@@ -92,7 +96,8 @@ class Metrics:
         for table, span in _FOLDED:
             [(last,)] = await database.read(f"SELECT max(id) FROM {table}")
             folded[span] = 0 if last is None else last + span
-        metrics = cls(database, limits, Layouts(series, last_layout + 1), folded)
+        metrics = cls(database, Epochs(database, clock), limits, Layouts(series, last_layout + 1), folded)
+        await metrics.epochs.begin("started")
         await metrics._warm(clock.wall())
         return metrics
 
@@ -164,7 +169,8 @@ class Metrics:
         kept = [(path, json.dumps(state)) for path, state in offsets.items() if state]
         gone = [(path,) for path, state in offsets.items() if not state]
         new = _new_layouts(rows)
-        statements = layout_statements(new)
+        way = self.epochs.make_way()
+        statements = [*way.statements, *layout_statements(new)]
         statements += [_insert(rows[at : at + _ROWS_A_STATEMENT]) for at in range(0, len(rows), _ROWS_A_STATEMENT)]
         if events:
             statements.append(_insert_events(events))
@@ -173,6 +179,7 @@ class Metrics:
         if gone:
             statements.append(Many("DELETE FROM tail WHERE path = ?", gone))
         await self._database.write(*statements)
+        self.epochs.passed(way)
         for layout in new:
             layout.stored = True
         for reading in readings:
@@ -218,6 +225,7 @@ class Metrics:
 
     async def tidy(self) -> None:
         """Drop layouts and series that nothing refers to; reads every row's head, so once a day is enough."""
+        await self.epochs.prune(self._limits.raw_s, self._limits.hours_s)
         rolled_up = [layout.id for layout in self._cover.values()]
         waiting = [layout.id for _, layout, _ in self._waiting]
         await retention.drop_unused_layouts(self._database, [*self._layouts.ids(), *rolled_up, *waiting])
@@ -273,9 +281,10 @@ class Metrics:
     async def _flush_some(self, rows: list[TickRow]) -> None:
         # The same rows may go in twice, when a commit came after its deadline: their keys are their own, they replace
         # themselves.
-        new = _new_layouts(rows)
-        if new or self.fault:
-            await self._database.write(*layout_statements(new), _insert(rows))
+        new, way = _new_layouts(rows), self.epochs.make_way()
+        if new or way.statements or self.fault:
+            await self._database.write(*way.statements, *layout_statements(new), _insert(rows))
+            self.epochs.passed(way)
             for layout in new:
                 layout.stored = True
         else:
@@ -360,17 +369,20 @@ class Metrics:
         """The end of the file into memory: minutes, the last hour, and what the last run had not folded yet."""
         since = int(at - MINUTES_SPAN_S)
         for start, layout_id, vals in await self._database.read(
-            "SELECT id, layout, vals FROM minute WHERE id >= ?", (since,)
+            "SELECT id, layout, vals FROM minute WHERE id BETWEEN ? AND ?", (since, int(at))
         ):
             cover = self._cover.get(MINUTE_S)
             if cover is None or cover.id != layout_id:
                 cover = self._cover[MINUTE_S] = self._layouts.kept(layout_id, await self._series_ids(layout_id))
             self._minutes.add(cover, start + MINUTE_S, rollup.decode_last(vals))
-        [(newest,)] = await self._database.read("SELECT max(id) FROM tick")
+        until = int(at * 1_000_000)  # what lies ahead was stored before the clock was set back
+        [(newest,)] = await self._database.read("SELECT max(id) FROM tick WHERE id <= ?", (until,))
         if newest is None:
             return
         since = min(at - SPAN_S, max(self._folded_until[MINUTE_S], newest / 1_000_000 - SPAN_S))
-        rows = await self._database.read("SELECT id, layout, vals FROM tick WHERE id >= ?", (int(since * 1_000_000),))
+        rows = await self._database.read(
+            "SELECT id, layout, vals FROM tick WHERE id BETWEEN ? AND ?", (int(since * 1_000_000), until)
+        )
         layouts: dict[int, Layout] = {}
         for number, layout_id, vals in rows:
             layout = layouts.get(layout_id)

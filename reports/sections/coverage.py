@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import agent
 from agent.model import Severity
 from agent.store.read import Reader
-from reports.history import sampled_instants
+from reports.history import sampling
 from reports.period import Period
 from reports.words import sql_time
 
@@ -36,12 +36,16 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """``sampled`` is the percentage of the time since ``since`` without a gap; None where there is no sample."""
+    """``sampled`` is the percentage of the time since ``since`` without a gap; None where there is no sample.
+
+    Time that the host slept through, ``asleep_s`` in all, is neither sampled nor missed.
+    """
 
     sampled: float | None
     since: float
     gaps: tuple[tuple[float, float], ...]
     gaps_left_out: int
+    asleep_s: float
     series: int
     events: int
     silences: tuple[Silence, ...]
@@ -53,16 +57,18 @@ class CoverageSection:
     name = "coverage"
 
     def build(self, read: Reader, period: Period) -> Coverage:
-        instants = sampled_instants(read, period.start, period.end)
+        found = sampling(read, period.start, period.end)
+        asleep_s = math.fsum(end - start for start, end in found.asleep)
         between = sql_time(period.start), sql_time(period.end)
-        gaps = instants.gaps(period.start, period.end) if instants.times else []
+        gaps = found.gaps if found.instants.times else ()
         missing = math.fsum(end - start for start, end in gaps)
         longest = sorted(sorted(gaps, key=lambda gap: gap[0] - gap[1])[:MOST_GAPS])
         return Coverage(
-            100 * (1 - missing / period.length_s) if instants.times else None,
+            100 * (1 - missing / (period.length_s - asleep_s)) if found.instants.times else None,
             period.start,
             tuple(longest),
             len(gaps) - len(longest),
+            asleep_s,
             _number(read.sql("SELECT count(*) FROM main.series")[1]),
             _number(read.sql("SELECT count(*) FROM events WHERE time >= ? AND time < ?", between)[1]),
             _silences(read, period),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agent.model import ActionStatus, Mode, Severity
 from agent.store.read import Reader
-from reports.history import sampled_instants
+from reports.history import sampling
 from reports.parameters import apply_command
 from reports.period import Period
 from reports.records import OPEN, ActionRecord, AlertRecord, actions, alerts, command, matchers
@@ -177,7 +177,8 @@ def _open_circuits(read: Reader) -> list[Need]:
 
 def _silent(read: Reader, period: Period) -> tuple[list[Need], bool]:
     """The agent itself: not sampling, or blind for a good part of the period."""
-    instants = sampled_instants(read, period.start, period.end)
+    found = sampling(read, period.start, period.end)
+    instants = found.instants
     look = (command("systemctl", "status", "upkeep"), command("upkeep", "status"))
     if not instants.times:
         return [], False
@@ -186,7 +187,7 @@ def _silent(read: Reader, period: Period) -> tuple[list[Need], bool]:
         title = "The agent stopped sampling"
         why = f"No sample in the last {duration(period.end - last)} of this report: what happened since is unknown."
         return [Need(Severity.ERROR, title, (), why, last, look)], True
-    missing = sum(end - start for start, end in instants.gaps(first, period.end))
+    missing = sum(end - start for start, end in found.gaps if end > first)
     if missing > (1 - LEAST_COVERAGE) * (period.end - first):
         why = f"No samples for {duration(missing)} of {duration(period.end - first)}: nothing is known of that time."
         return [Need(Severity.WARNING, "The agent was blind for a while", (), why, None, look)], True

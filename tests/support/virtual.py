@@ -61,6 +61,9 @@ class LoopClock:
     def boot(self) -> float:
         return self._boot + self.boot_ahead + asyncio.get_running_loop().time()
 
+    def awake(self) -> float:
+        return self._boot + asyncio.get_running_loop().time()
+
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """``asyncio.run`` in virtual time."""

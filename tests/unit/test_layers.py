@@ -28,8 +28,8 @@ LAYERS = (
     ("rules", "agent.promql agent.alerting agent.grouping"),
     (
         "base",
-        "agent.model agent.metrics agent.specs agent.clock agent.errors agent.located agent.yamlfile agent.roots "
-        "agent.schedule agent.supervisor agent.faultpoint agent.memory agent.procfs agent.fs",
+        "agent.model agent.metrics agent.specs agent.clock agent.timewatch agent.errors agent.located agent.yamlfile "
+        "agent.roots agent.schedule agent.supervisor agent.faultpoint agent.memory agent.procfs agent.fs",
     ),
 )
 

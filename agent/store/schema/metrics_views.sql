@@ -21,8 +21,10 @@ FROM minute JOIN slot ON slot.layout = minute.layout JOIN series ON series.id = 
 WHERE json_extract(vals, '$[' || position || ']') IS NOT NULL;
 
 CREATE VIEW latest AS
-WITH newest AS (
-    SELECT layout, max(id) AS id FROM tick WHERE id > (SELECT max(id) FROM tick) - 300000000 GROUP BY layout
+WITH now AS (  -- a second on: both sides count milliseconds; what lies ahead was stored before the clock was set back
+    SELECT max(id) AS id FROM tick WHERE id < CAST((julianday('now') - 2440587.5) * 86400 + 1 AS INTEGER) * 1000000
+), newest AS (
+    SELECT layout, max(tick.id) AS id FROM now, tick WHERE tick.id BETWEEN now.id - 300000000 AND now.id GROUP BY layout
 ), last AS (
     SELECT slot.series AS series, max(newest.id) AS id, json_extract(tick.vals, '$[' || slot.position || ']') AS value
     FROM newest JOIN tick ON tick.id = newest.id JOIN slot ON slot.layout = newest.layout
@@ -60,3 +62,7 @@ SELECT time AS timestamp,
 FROM samples
 WHERE metric IN ('eval_latency_seconds', 'eval_throughput', 'eval_error_ratio')
 GROUP BY timestamp, domain;
+
+CREATE VIEW epochs AS
+SELECT strftime('%Y-%m-%dT%H:%M:%fZ', at_ms / 1000.0, 'unixepoch') AS time, why, seconds, boot_id, boot_ms / 1000.0 AS boot_s
+FROM epoch;

@@ -300,6 +300,16 @@ def test_coverage_names_gaps_silences_and_troubles(tmp_path: Path) -> None:
     assert [(trouble.kind, trouble.times) for trouble in coverage.troubles] == [("task_crashed", 1)]
 
 
+def test_sleep_is_no_gap(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.clock.suspend(1800)
+        await world.store.metrics.epochs.begin("resumed", 1800)
+
+    coverage = told(tmp_path, story, until=END - 1800)["coverage"]
+    assert isinstance(coverage, Coverage)
+    assert (coverage.gaps, coverage.asleep_s, coverage.sampled) == ((), pytest.approx(1780), 100.0)
+
+
 def test_history_is_read_from_samples_and_roll_ups_alike(tmp_path: Path) -> None:
     told(tmp_path, nothing)
     wanted = {"node_load1": {}, "node_cpu_seconds_total": {"mode": "idle"}}
