@@ -93,8 +93,8 @@ class Schema:
         return (_FOLDER / name).read_text(encoding="utf-8")
 
 
-METRICS = Schema("metrics", 3, 0x55504B4D, "NORMAL", checked_whole=False)
-LEDGER = Schema("ledger", 1, 0x55504B4C, "FULL", checked_whole=True)
+METRICS = Schema("metrics", 2, 0x55504B4D, "NORMAL", checked_whole=False)
+LEDGER = Schema("ledger", 2, 0x55504B4C, "FULL", checked_whole=True)
 
 
 class Damaged(Exception):

@@ -14,22 +14,56 @@ from agent.model import (
     Verdict,
 )
 from agent.store.database import Database
+from agent.store.retention import DAY_S, shrink, used_bytes
 from agent.store.rows import (
     ACTION,
     ALERT,
     INSERT_ITEM,
     ITEMS,
+    PACKED_ITEMS,
     action_of,
     alert_of,
     alert_statements,
     columns_of,
     insert_action,
     item_rows,
+    items_of,
+    pack_items,
 )
-from agent.store.statement import Many, Statement
+from agent.store.statement import Many, Row, Statement
 
 OPEN = (ActionStatus.REQUESTED, ActionStatus.AWAITING_APPROVAL, ActionStatus.RUNNING, ActionStatus.VERIFYING)
+
+PACK_AFTER_S = 3 * DAY_S
+"""Items of an action that ended are rows, which every shell reads, for so long; then packed, a tenth of the size."""
+
+ITEMS_KEPT_S = 400 * DAY_S
+"""Then they go. What an action planned and achieved in numbers stays for good."""
+
+_PACKED_AT_ONCE = 1000
+"""Some five milliseconds: an alert's commit comes in between."""
+
+_STEPS = 20
+_SPARE_PAGES = 256
 _OPEN_SQL = "status IN ('requested', 'awaiting_approval', 'running', 'verifying')"
+
+# Which actions have rows is looked up number by number: DISTINCT would read all items.
+_TO_PACK = f"""
+WITH RECURSIVE found (action) AS (
+    SELECT min(action) FROM action_item
+    UNION ALL
+    SELECT (SELECT min(action) FROM action_item WHERE action_item.action > found.action) FROM found
+    WHERE action IS NOT NULL
+)
+SELECT action FROM found JOIN action ON id = action
+WHERE NOT {_OPEN_SQL} AND coalesce(finished_at, requested_at) <= ? LIMIT 1
+"""
+_DROP_PACKED = """
+DELETE FROM packed_items WHERE rowid IN (
+    SELECT packed_items.rowid FROM packed_items JOIN action ON action.id = packed_items.action
+    WHERE packed_items.action = (SELECT min(action) FROM packed_items) AND requested_at < ? LIMIT 8
+) RETURNING action
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +214,7 @@ class Ledger:
         ]
         if await self._items_changed(action, columns):
             statements.append(("DELETE FROM action_item WHERE action = ?", (action.id,)))
+            statements.append(("DELETE FROM packed_items WHERE action = ?", (action.id,)))
             statements.append(Many(INSERT_ITEM, list(item_rows(action))))
         statements += map(insert_action, requests)
         saved, *_ = await self._database.write(*statements)
@@ -294,14 +329,48 @@ class Ledger:
         rows = await self._database.read("SELECT text FROM rule_set WHERE hash = ?", (digest,))
         return rows[0][0] if rows else None
 
+    async def maintain(self, at: float, *, share_bytes: int) -> None:
+        """Pack items that are some days old and drop those that are too old; to be called about once a minute.
+
+        Where the file is larger than its share of the store's size, items are packed at once, and then the oldest go.
+        """
+        packed_before = at - PACK_AFTER_S
+        for _ in range(_STEPS):
+            crowded = await used_bytes(self._database) > share_bytes
+            if await self._drop_items(at - ITEMS_KEPT_S) or await self._pack_items(at if crowded else packed_before):
+                continue
+            if not crowded or not await self._drop_items(at):
+                break
+        await shrink(self._database, spare_pages=_SPARE_PAGES, steps=_STEPS)
+
+    async def _pack_items(self, before: float) -> bool:
+        """Pack some items of the first action that ended before an instant; false when there is none."""
+        found = await self._database.read(_TO_PACK, (before,))
+        if not found:
+            return False
+        [(action,)] = found
+        rows = await self._database.read(f"{ITEMS} ORDER BY n LIMIT ?", (action, _PACKED_AT_ONCE))
+        await self._database.write(
+            ("INSERT INTO packed_items VALUES (?, ?, ?, ?)", (action, rows[0][0], len(rows), pack_items(rows))),
+            ("DELETE FROM action_item WHERE action = ? AND n BETWEEN ? AND ?", (action, rows[0][0], rows[-1][0])),
+        )
+        return True
+
+    async def _drop_items(self, before: float) -> bool:
+        """Drop some packed items of the oldest action, if it was asked for before an instant."""
+        return await self._hit(_DROP_PACKED, (before,))
+
     async def _hit(self, sql: str, parameters: Sequence[object]) -> bool:
         [rows] = await self._database.write((sql, parameters))
         return bool(rows)
 
     async def _actions(self, where: str, parameters: Sequence[object]) -> list[Action]:
         rows = await self._database.read(f"SELECT {ACTION} FROM action WHERE {where} ORDER BY id", parameters)
-        items = [await self._database.read(f"{ITEMS} WHERE action = ? ORDER BY n", (row[0],)) for row in rows]
-        return [action_of(row, its) for row, its in zip(rows, items, strict=True)]
+        return [action_of(row, await self._items(row[0])) for row in rows]
+
+    async def _items(self, action: int) -> list[Row]:
+        rows = await self._database.read(ITEMS, (action,))
+        return items_of(rows, await self._database.read(PACKED_ITEMS, (action,)))
 
     async def _items_changed(self, action: Action, columns: Mapping[str, object]) -> bool:
         """Whether plan or outcome differ from what is stored: items can be a hundred thousand, a status is one row."""

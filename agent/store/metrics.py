@@ -13,13 +13,13 @@ from agent.errors import StoreError
 from agent.model import STALE, Event, Reading, Series
 from agent.promql.nodes import Matcher
 from agent.promql.values import Points
-from agent.store import retention, rollup
+from agent.store import rollup
 from agent.store.database import Database, StoreFullError
-from agent.store.epochs import Epochs
 from agent.store.recent import SPAN_S, Recent
-from agent.store.retention import Retention
+from agent.store.retention import Keeper, Retention, used_bytes
 from agent.store.rollup import HOUR_S, MINUTE_S
 from agent.store.series import (
+    Budget,
     Layout,
     Layouts,
     decode_labels,
@@ -29,6 +29,7 @@ from agent.store.series import (
     layout_statements,
 )
 from agent.store.statement import Many, Row, Statement
+from agent.store.wal import SPACED_S, Wal
 
 DEADLINE_S = 0.5
 """How long a tick waits for its commit before it goes on; its rows then wait in memory."""
@@ -62,19 +63,19 @@ class Metrics:
     (:attr:`recent`), and before it one point a minute, the last of that minute, for eight hours.
     """
 
-    def __init__(
-        self, database: Database, epochs: Epochs, limits: Retention, layouts: Layouts, folded_until: dict[int, int]
-    ) -> None:
-        self.epochs = epochs
+    def __init__(self, database: Database, limits: Retention, layouts: Layouts, folded_until: dict[int, int]) -> None:
         self.recent = Recent()
         self._minutes = Recent(span_s=MINUTES_SPAN_S)
         self.fault = ""
         """Why rows are waiting in memory; empty while the file takes them."""
         self.dropped_rows = 0
         """Rows that found no room in memory while the file could not take them."""
+        self.log = Wal(database)
         self._database = database
         self._limits = limits
+        self._keeper = Keeper(database, limits)
         self._layouts = layouts
+        self._cover_budget = Budget()
         self._waiting: deque[TickRow] = deque()
         self._waiting_bytes = 0
         self._flushing: asyncio.Task[None] | None = None
@@ -88,7 +89,6 @@ class Metrics:
     @classmethod
     async def open(cls, database: Database, *, clock: Clock, limits: Retention) -> Metrics:
         """Begin where the file ends: its series, its layouts, and its last hour into memory."""
-        await retention.fence(database, limits)
         known = await database.read("SELECT id, metric, labels FROM series")
         series = {Series(metric, decode_labels(labels)): number for number, metric, labels in known}
         [(last_layout,)] = await database.read("SELECT coalesce(max(layout), 0) FROM slot")
@@ -96,8 +96,8 @@ class Metrics:
         for table, span in _FOLDED:
             [(last,)] = await database.read(f"SELECT max(id) FROM {table}")
             folded[span] = 0 if last is None else last + span
-        metrics = cls(database, Epochs(database, clock), limits, Layouts(series, last_layout + 1), folded)
-        await metrics.epochs.begin("started")
+        metrics = cls(database, limits, Layouts(series, last_layout + 1, limits.max_series), folded)
+        await metrics._keeper.fence()
         await metrics._warm(clock.wall())
         return metrics
 
@@ -116,12 +116,11 @@ class Metrics:
         boot
             The instant on the boot clock.
         """
-        for reading in readings:
-            if reading.series:
-                self._remember(self._layouts.of(reading.series), reading)
-                self._fresh.append(reading)
+        for reading in self._parts(readings):
+            self._remember(self._layouts.of(reading.series), reading)
+            self._fresh.append(reading)
         if boot >= self._commit_due:
-            self._commit_due = boot + COMMIT_EVERY_S - _GRAIN_S
+            self._commit_due = boot + (SPACED_S if self.log.held else COMMIT_EVERY_S) - _GRAIN_S
             await self.append(())
 
     async def append(self, readings: Sequence[Reading], *, deadline_s: float = DEADLINE_S) -> None:
@@ -133,9 +132,8 @@ class Metrics:
         for reading in self._fresh:
             self._wait(self._row(reading))
         self._fresh.clear()
-        for reading in readings:
-            if reading.series:
-                self._wait(self._take_in(reading))
+        for reading in self._parts(readings):
+            self._wait(self._take_in(reading))
         if self._flushing is not None:
             if not self._flushing.done():
                 return
@@ -165,12 +163,13 @@ class Metrics:
         StoreError
             Nothing was stored; the caller keeps its lines and tries again.
         """
-        rows = [self._row(reading) for reading in readings if reading.series]
+        await self.log.admit()
+        parts = list(self._parts(readings))
+        rows = [self._row(reading) for reading in parts]
         kept = [(path, json.dumps(state)) for path, state in offsets.items() if state]
         gone = [(path,) for path, state in offsets.items() if not state]
         new = _new_layouts(rows)
-        way = self.epochs.make_way()
-        statements = [*way.statements, *layout_statements(new)]
+        statements = layout_statements(new)
         statements += [_insert(rows[at : at + _ROWS_A_STATEMENT]) for at in range(0, len(rows), _ROWS_A_STATEMENT)]
         if events:
             statements.append(_insert_events(events))
@@ -178,17 +177,20 @@ class Metrics:
             statements.append(Many("INSERT OR REPLACE INTO tail (path, state) VALUES (?, ?)", kept))
         if gone:
             statements.append(Many("DELETE FROM tail WHERE path = ?", gone))
-        await self._database.write(*statements)
-        self.epochs.passed(way)
+        try:
+            await self._database.write(*statements)
+        except StoreFullError:
+            await self._make_room()  # for the next try
+            raise
         for layout in new:
             layout.stored = True
-        for reading in readings:
-            if reading.series:
-                self._remember(self._layouts.of(reading.series), reading)
+        for reading in parts:
+            self._remember(self._layouts.of(reading.series), reading)
 
     async def add_events(self, events: Sequence[Event]) -> None:
         """Commit events."""
         if events:
+            await self.log.admit()
             await self._database.write(_insert_events(events))
 
     async def offsets(self) -> dict[str, Mapping[str, object]]:
@@ -213,26 +215,28 @@ class Metrics:
         ``beside_bytes`` is what the other file takes of the size that both may have.
         """
         try:
+            held = await self.log.look()
+            await self.log.admit()
             await self._fold_minutes(at - FOLD_AFTER_S)
             await self._fold_hours(at - FOLD_AFTER_S)
             self._database.restore_ballast()
-            await retention.compact(self._database, self._limits, at)
-            await retention.prune(self._database, self._limits, at, beside_bytes=beside_bytes)
+            if not held:  # what rewrites pages would fill the log that cannot be emptied
+                await self._keeper.maintain(at, beside_bytes=beside_bytes)
         except StoreError as error:
             self.fault = str(error)  # what could not be folded is folded next time: memory holds an hour
         self._layouts.forget(self.recent.trim(at))
         self._minutes.trim(at)
 
     async def tidy(self) -> None:
-        """Drop layouts and series that nothing refers to; reads every row's head, so once a day is enough."""
-        await self.epochs.prune(self._limits.raw_s, self._limits.hours_s)
-        rolled_up = [layout.id for layout in self._cover.values()]
-        waiting = [layout.id for _, layout, _ in self._waiting]
-        await retention.drop_unused_layouts(self._database, [*self._layouts.ids(), *rolled_up, *waiting])
+        """Drop layouts and series that nothing refers to; reads every row in small steps, so once a day is enough."""
+        made_later = self._layouts.next_layout
+        in_use = self._layouts_in_use() | await self._keeper.used_layouts() | self._layouts_in_use()
+        forgotten = await self._keeper.drop_names(in_use, made_later)
+        self._layouts.forget_series(forgotten, self._cover.values())
 
     async def size_bytes(self) -> int:
         """What the content of the file takes on the disk."""
-        return await retention.used_bytes(self._database)
+        return await used_bytes(self._database)
 
     async def settled(self) -> None:
         """Return when no commit of a tick is under way any more."""
@@ -244,6 +248,16 @@ class Metrics:
         await self.append((), deadline_s=DEADLINE_S)
 
     # One row: what is read becomes text once, and waits until the file has it.
+
+    def _parts(self, readings: Iterable[Reading]) -> Iterable[Reading]:
+        """The readings, cut where their series change too often."""
+        return (part for reading in readings if reading.series for part in self._layouts.parts(reading))
+
+    def _layouts_in_use(self) -> set[int]:
+        """Those that rows to come may name."""
+        fresh = [self._layouts.of(reading.series) for reading in self._fresh]
+        waiting = [layout for _, layout, _ in self._waiting]
+        return {*self._layouts.ids(), *(layout.id for layout in (*fresh, *waiting, *self._cover.values()))}
 
     def _take_in(self, reading: Reading) -> TickRow:
         row = self._row(reading)
@@ -269,6 +283,9 @@ class Metrics:
 
     async def _flush(self) -> None:
         try:
+            if why := await self.log.full_for_samples():
+                self.fault = why
+                return
             while self._waiting:
                 await self._flush_some([self._waiting[at] for at in range(min(len(self._waiting), _ROWS_A_STATEMENT))])
             self.fault = ""
@@ -281,10 +298,9 @@ class Metrics:
     async def _flush_some(self, rows: list[TickRow]) -> None:
         # The same rows may go in twice, when a commit came after its deadline: their keys are their own, they replace
         # themselves.
-        new, way = _new_layouts(rows), self.epochs.make_way()
-        if new or way.statements or self.fault:
-            await self._database.write(*way.statements, *layout_statements(new), _insert(rows))
-            self.epochs.passed(way)
+        new = _new_layouts(rows)
+        if new or self.fault:
+            await self._database.write(*layout_statements(new), _insert(rows))
             for layout in new:
                 layout.stored = True
         else:
@@ -298,7 +314,7 @@ class Metrics:
         """On a full disk the oldest rows make room for the newest, within the pages that the file has."""
         try:
             await self._database.checkpoint()
-            await retention.drop_something(self._database, rows=100)
+            await self._keeper.make_room()
             await self._database.checkpoint()
         except StoreError:
             pass  # not even that fits: the rows wait in memory, and every tick tries again
@@ -344,7 +360,7 @@ class Metrics:
 
     async def _store_rollup(self, table: str, span: int, start: int, found: Mapping[int, rollup.Summary]) -> None:
         if found:
-            layout, statements = self._covering(span, found)
+            layout, statements = self._covering(span, start, found)
             vals, counts = rollup.encode_row(map(found.get, layout.series_ids))
             insert = f"INSERT OR REPLACE INTO {table} (id, layout, vals, counts) VALUES (?, ?, ?, ?)"
             await self._database.write(*statements, (insert, (start, layout.id, vals, counts)))
@@ -354,10 +370,17 @@ class Metrics:
                 self._minutes.add(layout, start + span, last)
         self._folded_until[span] = start + span
 
-    def _covering(self, span: int, found: Mapping[int, object]) -> tuple[Layout, list[Statement]]:
-        """The layout of the last roll-up while it covers these series and is half used, else a new one."""
+    def _covering(self, span: int, start: int, found: Mapping[int, object]) -> tuple[Layout, list[Statement]]:
+        """The layout of the last roll-up while it covers these series and is half used, else a new one.
+
+        Where series come and go all the time, a new one is made only so often: who comes and goes between has samples
+        and no roll-up.
+        """
         layout = self._cover.get(span)
-        if layout is None or not found.keys() <= set(layout.series_ids) or 2 * len(found) < len(layout.series_ids):
+        if layout is None or (
+            not (len(layout.series_ids) <= 2 * len(found) and found.keys() <= set(layout.series_ids))
+            and self._cover_budget.take(len(found), start)
+        ):
             layout = self._cover[span] = self._layouts.combined(sorted(found))
         return layout, [] if layout.stored else layout_statements([layout])
 
@@ -369,20 +392,17 @@ class Metrics:
         """The end of the file into memory: minutes, the last hour, and what the last run had not folded yet."""
         since = int(at - MINUTES_SPAN_S)
         for start, layout_id, vals in await self._database.read(
-            "SELECT id, layout, vals FROM minute WHERE id BETWEEN ? AND ?", (since, int(at))
+            "SELECT id, layout, vals FROM minute WHERE id >= ?", (since,)
         ):
             cover = self._cover.get(MINUTE_S)
             if cover is None or cover.id != layout_id:
                 cover = self._cover[MINUTE_S] = self._layouts.kept(layout_id, await self._series_ids(layout_id))
             self._minutes.add(cover, start + MINUTE_S, rollup.decode_last(vals))
-        until = int(at * 1_000_000)  # what lies ahead was stored before the clock was set back
-        [(newest,)] = await self._database.read("SELECT max(id) FROM tick WHERE id <= ?", (until,))
+        [(newest,)] = await self._database.read("SELECT max(id) FROM tick")
         if newest is None:
             return
         since = min(at - SPAN_S, max(self._folded_until[MINUTE_S], newest / 1_000_000 - SPAN_S))
-        rows = await self._database.read(
-            "SELECT id, layout, vals FROM tick WHERE id BETWEEN ? AND ?", (int(since * 1_000_000), until)
-        )
+        rows = await self._database.read("SELECT id, layout, vals FROM tick WHERE id >= ?", (int(since * 1_000_000),))
         layouts: dict[int, Layout] = {}
         for number, layout_id, vals in rows:
             layout = layouts.get(layout_id)

@@ -6,10 +6,11 @@ import json
 import math
 import sqlite3
 import struct
+import time
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice, repeat
@@ -20,10 +21,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from agent.errors import StoreError
-from agent.model import Action, Alert, Event, Labels, Series, Severity
+from agent.model import Action, Alert, Event, Labels, Series, Severity, is_stale
 from agent.store import chunk
 from agent.store.chunk import WINDOW_S
-from agent.store.rows import ACTION, ALERT, ITEMS, action_of, alert_of
+from agent.store.rows import ACTION, ALERT, ITEMS, PACKED_ITEMS, action_of, alert_of, items_of, unpacked_items
 from agent.store.series import decode_labels, decode_values, encode_value
 from agent.store.statement import BUSY_S, Row
 
@@ -47,6 +48,21 @@ FROM main.series JOIN main.slot ON slot.series = series.id JOIN main.chunk ON ch
 WHERE point.type <> 'null'
 """
 
+_ACTION_ITEMS = """
+CREATE TEMP VIEW action_items AS
+SELECT action_id, item, part, change, target, bytes, result, bytes_removed
+FROM ledger.action_items WHERE part <> 'packed'
+UNION ALL
+SELECT action, json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[3]'),
+       json_extract(value, '$[2]'), json_extract(value, '$[4]'), json_extract(value, '$[7]'),
+       json_extract(value, '$[8]')
+FROM ledger.packed_items JOIN json_each(unpacked_items(items))
+"""
+
+READ_DEADLINE_S = 300.0
+"""No statement reads longer: it would keep the log of the writer from being emptied (docs/decisions/023)."""
+
+_STEPS_BETWEEN_LOOKS = 100_000
 _PRAGMAS = frozenset({"table_info", "table_xinfo", "table_list", "index_list", "index_info", "database_list"})
 _READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
 
@@ -74,7 +90,10 @@ class _Column:
 
         if all(map(lt, self.times, islice(self.times, 1, None))):
             return Points(self.labels, self.times, self.values)
-        found = dict(zip(self.times, self.values, strict=True))
+        found: dict[float, float] = {}
+        for at, value in zip(self.times, self.values, strict=True):
+            if at not in found or not is_stale(value):  # a series that moved to another layout did not end in this one
+                found[at] = value
         instants = sorted(found)
         return Points(self.labels, instants, [found[at] for at in instants])
 
@@ -87,6 +106,8 @@ class Reader:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._until = math.inf
+        connection.set_progress_handler(lambda: time.monotonic() > self._until, _STEPS_BETWEEN_LOOKS)
 
     @classmethod
     def open(cls, state_dir: Path) -> Reader:
@@ -106,6 +127,8 @@ class Reader:
                 connection.execute("SELECT count(*) FROM sqlite_master")
                 if ledger.exists():
                     connection.execute("ATTACH ? AS ledger", (_uri(ledger),))
+                    connection.create_function("unpacked_items", 1, unpacked_items, deterministic=True)
+                    connection.execute(_ACTION_ITEMS)
                 connection.execute("PRAGMA temp_store = MEMORY")
                 connection.create_function("chunk_values", 2, _chunk_values, deterministic=True)
                 connection.execute(_SAMPLES)
@@ -126,13 +149,12 @@ class Reader:
         StoreError
             The query is wrong, or would change something.
         """
+        self._until = time.monotonic() + READ_DEADLINE_S
         try:
             cursor = self._connection.execute(query, parameters)
             rows = cursor.fetchall()
         except sqlite3.Error as error:
-            denied = getattr(error, "sqlite_errorcode", 0) in (sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY)
-            why = "the store is only read here" if denied else str(error)
-            raise StoreError(f'cannot run "{query}": {why}') from error
+            raise StoreError(f'cannot run "{query}": {_why(error)}') from error
         return [column[0] for column in cursor.description or ()], rows
 
     def select(self, matchers: Sequence[Matcher], start: float, end: float) -> list[Points]:
@@ -148,7 +170,7 @@ class Reader:
                 wanted.setdefault(layout, []).append((position, column))
         first_ms, last_ms = math.ceil(start * 1000), math.floor(end * 1000)
         # One statement, so that rows which become a chunk meanwhile are seen once.
-        rows = self._connection.execute(
+        rows = self._stream(
             "SELECT 0, id, layout, data FROM chunk WHERE id BETWEEN ?1 AND ?2 AND layout IN ({0}) UNION ALL "
             "SELECT 1, id, layout, vals FROM tick WHERE id BETWEEN ?3 AND ?4 AND layout IN ({0}) ORDER BY 1, 2".format(
                 ",".join(map(str, wanted))
@@ -179,13 +201,12 @@ class Reader:
         rows = self._rows(
             f"SELECT {ACTION} FROM action WHERE requested_at BETWEEN ? AND ? ORDER BY id DESC", (since, until)
         )
-        return [action_of(row, self._rows(f"{ITEMS} WHERE action = ? ORDER BY n", (row[0],))) for row in rows]
+        return [action_of(row, self._items(row[0])) for row in rows]
 
     def action(self, number: int) -> Action | None:
         """One action."""
         rows = self._rows(f"SELECT {ACTION} FROM action WHERE id = ?", (number,))
-        found = [action_of(row, self._rows(f"{ITEMS} WHERE action = ? ORDER BY n", (row[0],))) for row in rows]
-        return found[0] if found else None
+        return action_of(rows[0], self._items(number)) if rows else None
 
     def alerts(self, *, since: float = 0.0, until: float = math.inf) -> list[AlertRecord]:
         """The alerts that were active at some instant of the closed interval, newest first."""
@@ -231,8 +252,29 @@ class Reader:
                 found.append((number, Series(name, decode_labels(labels))))
         return found
 
+    def _items(self, action: int) -> list[Row]:
+        rows = self._rows(ITEMS, (action,))
+        return items_of(rows, self._rows(PACKED_ITEMS, (action,)))
+
+    def _stream(self, sql: str, parameters: Sequence[object]) -> Iterator[Row]:
+        """Rows as they are read, by a statement of our own."""
+        self._until = time.monotonic() + READ_DEADLINE_S
+        try:
+            yield from self._connection.execute(sql, parameters)
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot read samples: {_why(error)}") from error
+
     def _rows(self, sql: str, parameters: Sequence[object]) -> list[Row]:
         return self.sql(sql, parameters)[1]
+
+
+def _why(error: sqlite3.Error) -> str:
+    code = getattr(error, "sqlite_errorcode", 0)
+    if code in (sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY):
+        return "the store is only read here"
+    if code == sqlite3.SQLITE_INTERRUPT:
+        return f"it took more than {READ_DEADLINE_S:g} s, and would keep the writer's log from being emptied"
+    return str(error)
 
 
 def _unpack(data: bytes, wanted: Iterable[tuple[int, _Column]], first_ms: int, last_ms: int) -> None:

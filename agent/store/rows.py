@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 
 from agent.model import (
@@ -26,15 +27,37 @@ ACTION = (
     "id, cause, rule, labels, fired_at, step, attempt, handler, params, resource, status, reason, verdict, plan, "
     "outcome, requested_at, started_at, finished_at, mode, extra"
 )
-ITEMS = "SELECT part, target, change, bytes, identity, result_n, result, result_bytes FROM action_item"
+ITEMS = (
+    "SELECT n, part, target, change, bytes, identity, result_n, result, result_bytes FROM action_item WHERE action = ?"
+)
+PACKED_ITEMS = "SELECT items FROM packed_items WHERE action = ?"
+"""To be read after :data:`ITEMS`: what is packed between the two is found twice, and counts once."""
+
 INSERT_ITEM = (
     "INSERT INTO action_item (action, n, part, target, change, bytes, identity, result_n, result, result_bytes) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
 
+def pack_items(rows: Sequence[Row]) -> bytes:
+    """Rows of :data:`ITEMS` as one value."""
+    return zlib.compress(_json(rows).encode("utf-8"), zlib.Z_BEST_COMPRESSION)
+
+
+def unpacked_items(packed: bytes) -> str:
+    """What :func:`pack_items` packed, as a JSON array of arrays."""
+    return zlib.decompress(packed).decode("utf-8")
+
+
+def items_of(rows: Iterable[Row], packed: Iterable[Row]) -> list[Row]:
+    """All items of an action without their numbers, in order, from rows of :data:`ITEMS` and :data:`PACKED_ITEMS`."""
+    found = {row[0]: tuple(row[1:]) for (value,) in packed for row in json.loads(unpacked_items(value))}
+    found.update((row[0], tuple(row[1:])) for row in rows)
+    return [found[number] for number in sorted(found)]
+
+
 def action_of(row: Row, items: Sequence[Row]) -> Action:
-    """An action from its row (:data:`ACTION`) and those of its items (:data:`ITEMS`)."""
+    """An action from its row (:data:`ACTION`) and its items (:func:`items_of`)."""
     number, cause, rule, labels, fired_at, step, attempt, handler, params, resource = row[:10]
     status, reason, verdict, plan, outcome, requested_at, started_at, finished_at, mode, extra = row[10:]
     return Action(

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from agent.model import STALE, Labels, Series, is_stale
+from agent.model import STALE, Labels, Reading, Series, is_stale
 from agent.store.statement import Many, Statement
 
 _NAN_BITS = 0x7FF8000000000000
+
+SLOTS_AT_ONCE, SLOTS_AN_HOUR = 50_000, 10_000
+"""What layouts of whole readings may cost; a slot takes some 25 bytes of the file."""
+
+_PLANS = 64
 _SPECIAL = {"NaN": math.nan, "+Inf": math.inf, "-Inf": -math.inf}
 
 
@@ -78,16 +85,95 @@ class Layout:
         self.id, self.series, self.series_ids, self.stored = number, series, series_ids, stored
 
 
-class Layouts:
-    """Finds the layout of a reading: by the identity of its series tuple, and only when that is new by its content."""
+class Budget:
+    """How many slots may be made: some at once, and so many an hour for good."""
 
-    def __init__(self, series: Mapping[Series, int], next_layout: int) -> None:
+    def __init__(self, slots: int = SLOTS_AT_ONCE, an_hour: int = SLOTS_AN_HOUR) -> None:
+        self._most, self._a_second = float(slots), an_hour / 3600
+        self._left, self._at = self._most, 0.0
+
+    def take(self, slots: int, at: float) -> bool:
+        """Whether so many may be made at an instant; they count if so."""
+        self._left = min(self._most, self._left + max(0.0, at - self._at) * self._a_second)
+        self._at = at
+        if slots > self._left:
+            return False
+        self._left -= slots
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a reading is cut: the series of each part, and where its values are; the last place stands for no value."""
+
+    series: tuple[Series, ...]
+    parts: tuple[tuple[tuple[Series, ...], tuple[int, ...]], ...]
+    refused: int
+
+
+class Layouts:
+    """Finds the layout of a reading: by the identity of its series tuple, and only when that is new by its content.
+
+    Series that come and go must not cost a layout of all series each time. While changes are rare, they do. Beyond a
+    budget a reading is cut: layouts that hold most of its series go on, with the stale marker for those that ended,
+    and new series get a small layout, which the next new ones join as long as that is the larger part. So each series
+    is written into a few layouts in its life, however many others come and go.
+
+    Parameters
+    ----------
+    series
+        Those of the file, with their numbers.
+    next_layout
+        The first number that is free.
+    max_series
+        A new series is refused when there are so many, or half as many of its metric.
+    """
+
+    def __init__(self, series: Mapping[Series, int], next_layout: int, max_series: int = 20_000) -> None:
         self._series_ids = dict(series)
         self._series = {number: one for one, number in series.items()}
+        self._of_metric = Counter(one.metric for one in series)
+        self._max_series = max_series
         self._next_series = max(self._series_ids.values(), default=0) + 1
         self._next_layout = next_layout
         self._by_identity: dict[int, Layout] = {}
         self._by_content: dict[tuple[Series, ...], Layout] = {}
+        self._homes: dict[Series, Layout] = {}
+        self._plans: dict[int, _Plan] = {}
+        self._budget = Budget()
+        self.refused_values = 0
+        """Values of series that were refused."""
+        self.refused_metric = ""
+        """The metric of the last one."""
+
+    def __len__(self) -> int:
+        """How many series are known."""
+        return len(self._series_ids)
+
+    @property
+    def next_layout(self) -> int:
+        """The number of the next layout: those made from now on have it or a later one."""
+        return self._next_layout
+
+    def parts(self, reading: Reading) -> Sequence[Reading]:
+        """The reading, or what it is cut into: each part has a layout, and no series that is refused."""
+        series = reading.series
+        if len(reading.values) != len(series):
+            raise ValueError(f"a reading has {len(reading.values)} values for {len(series)} series")
+        layout = self._by_identity.get(id(series))
+        if (layout is not None and layout.series is series) or series in self._by_content:
+            return (reading,)
+        plan = self._plans.get(id(series))
+        if plan is None or plan.series is not series:
+            plan = self._planned(reading)
+            if plan is None:
+                return (reading,)
+            if len(self._plans) >= _PLANS:
+                del self._plans[next(iter(self._plans))]
+            self._plans[id(series)] = plan
+        self.refused_values += plan.refused
+        values = [*reading.values, STALE]
+        return [Reading(reading.at, part, [values[place] for place in places]) for part, places in plan.parts]
 
     def of(self, series: tuple[Series, ...]) -> Layout:
         """The layout of these series, made when it is new."""
@@ -96,8 +182,6 @@ class Layouts:
             return layout
         layout = self._by_content.get(series)
         if layout is None:
-            if len(set(series)) != len(series):
-                raise ValueError("a reading holds the same series twice")
             layout = Layout(self._next_layout, series, tuple(map(self.series_id, series)), stored=False)
             self._next_layout += 1
         self._remember(layout, series)
@@ -121,6 +205,7 @@ class Layouts:
         if number is None:
             number = self._series_ids[series] = self._next_series
             self._series[number] = series
+            self._of_metric[series.metric] += 1
             self._next_series += 1
         return number
 
@@ -135,6 +220,19 @@ class Layouts:
         for layout in layouts:
             self._by_content.pop(layout.series, None)
             self._by_identity.pop(id(layout.series), None)
+            for series in layout.series:
+                if self._homes.get(series) is layout:
+                    del self._homes[series]
+            self._plans.clear()
+
+    def forget_series(self, numbers: Iterable[int], kept: Iterable[Layout]) -> None:
+        """Drop series that the file dropped, but for those that came back meanwhile, into layouts in use."""
+        named = {number for layout in (*self._by_content.values(), *kept) for number in layout.series_ids}
+        for number in numbers:
+            if number not in named and (series := self._series.pop(number, None)) is not None:
+                del self._series_ids[series]
+                self._of_metric[series.metric] -= 1
+        self._plans.clear()  # there may be room for what they refuse
 
     def ids(self) -> list[int]:
         """The layouts that new rows may name at any moment: they must stay in the file."""
@@ -145,7 +243,59 @@ class Layouts:
         self._by_identity.pop(id(layout.series), None)
         layout.series = series
         self._by_identity[id(series)] = layout
-        self._by_content[series] = layout
+        if series not in self._by_content:
+            self._by_content[series] = layout
+            self._homes.update(dict.fromkeys(series, layout))
+
+    def _planned(self, reading: Reading) -> _Plan | None:
+        """How to cut a reading whose series are new in this mix; None to take it whole."""
+        series = reading.series
+        if len(set(series)) != len(series):
+            raise ValueError("a reading holds the same series twice")
+        refused = self._refused(series)
+        taken = [one for one in series if one not in refused] if refused else series
+        if not refused and (all(map(is_stale, reading.values)) or self._budget.take(len(series), reading.at)):
+            return None  # markers alone end these series and say nothing of others
+        places = {one: place for place, one in enumerate(series)}
+        gone = len(series)
+        parts = [
+            (part, tuple(places[one] if one in members else gone for one in part)) for part, members in self._cut(taken)
+        ]
+        return _Plan(series, tuple(parts), len(refused))
+
+    def _cut(self, series: Sequence[Series]) -> list[tuple[tuple[Series, ...], frozenset[Series]]]:
+        """The series in parts: layouts that go on, each with those whose home it is, and one of new series.
+
+        The new part takes in layouts that are mostly ended, or not much larger than it. The oldest layout comes first:
+        a reader who finds a series twice in an instant goes by the last row.
+        """
+        joined = [one for one in series if one not in self._homes]
+        living: dict[Layout, list[Series]] = {}
+        for one in series:
+            if (home := self._homes.get(one)) is not None:
+                living.setdefault(home, []).append(one)
+        going_on = []
+        for home in sorted(living, key=lambda each: len(each.series)):
+            members = living[home]
+            if len(home.series) <= 2 * len(joined) or len(home.series) > 2 * len(members):
+                joined += members
+            else:
+                going_on.append(home)
+        parts = [(home.series, frozenset(living[home])) for home in sorted(going_on, key=lambda each: each.id)]
+        return [*parts, (tuple(joined), frozenset(joined))] if joined else parts
+
+    def _refused(self, series: Iterable[Series]) -> frozenset[Series]:
+        """Those that are new and too many."""
+        new = [one for one in series if one not in self._series_ids]
+        left, coming = self._max_series - len(self._series_ids), Counter[str]()
+        refused = []
+        for one in new:
+            if coming.total() >= left or self._of_metric[one.metric] + coming[one.metric] >= self._max_series // 2:
+                refused.append(one)
+                self.refused_metric = one.metric
+            else:
+                coming[one.metric] += 1
+        return frozenset(refused)
 
 
 def layout_statements(layouts: Iterable[Layout]) -> list[Statement]:

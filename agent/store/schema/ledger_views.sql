@@ -46,7 +46,10 @@ SELECT action AS action_id,
        bytes,
        result,
        result_bytes AS bytes_removed
-FROM action_item;
+FROM action_item
+UNION ALL
+SELECT action, min(first), 'packed', NULL, sum(count) || ' items; upkeep sql shows them', NULL, NULL, NULL
+FROM packed_items GROUP BY action;
 
 CREATE VIEW job_runs AS
 SELECT id,

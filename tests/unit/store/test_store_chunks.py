@@ -18,7 +18,7 @@ from agent.errors import StoreError
 from agent.model import STALE, Reading, Series
 from agent.promql.nodes import NAME, Matcher, MatchOp
 from agent.store import Reader, Retention, Store, chunk
-from agent.store.compact import compact_oldest, hot_bytes
+from agent.store.compact import compact_oldest
 from agent.store.database import Database
 
 CPU = (Series("cpu", (("mode", "idle"),)), Series("load"))
@@ -145,8 +145,7 @@ def test_a_crowded_file_packs_before_it_drops(with_store: WithStore, state_dir: 
             await store.metrics.append([Reading(start + 10 * n, wide, [n / 7 + i for i in range(50)])])
             if n % 6 == 0:
                 await store.maintain(start + 10 * n)
-        file = store._files[0]
-        assert await hot_bytes(file) <= limits.max_size_bytes / 2
+        assert store.metrics._keeper.hot_bytes() <= limits.max_size_bytes / 2
         assert await store.metrics.size_bytes() <= limits.max_size_bytes
 
     with_store(body, limits)
