@@ -1,0 +1,153 @@
+"""Where kernel lines come from: the journal of this boot from its start, or /dev/kmsg where only that can be opened.
+
+Each line has a position, so that a start in the same boot goes on behind what was committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.clock import Clock
+
+KMSG = "/dev/kmsg"
+_KMSG_BYTES = 8192  # the kernel hands out one record a read, and refuses a buffer that is too small for it
+_LINE_BYTES = 1 << 20
+_FIELDS = "MESSAGE,__CURSOR,__REALTIME_TIMESTAMP"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One message, when it was logged (seconds since the epoch), and its position within the boot."""
+
+    text: str
+    at: float
+    position: str
+
+
+class Source(Protocol):
+    def lines(self, after: str) -> AsyncIterator[Line]:
+        """Lines behind a position (empty: from the boot's start), then those that come. It ends where the source does.
+
+        Raises
+        ------
+        OSError
+            It cannot be opened.
+        """
+
+
+def find_source(clock: Clock, journalctl: Sequence[str] = ("journalctl",), kmsg: str = KMSG) -> Source:
+    """The journal where there is one, else /dev/kmsg where it may be read, else silence (a container)."""
+    if shutil.which(journalctl[0]) and any(map(os.path.isdir, ("/var/log/journal", "/run/log/journal"))):
+        return Journal(journalctl)
+    try:
+        os.close(os.open(kmsg, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return Silence()
+    return Kmsg(clock, kmsg)
+
+
+class Silence:
+    """Where no log can be read: nothing comes, and what NVML tells is judged all the same."""
+
+    async def lines(self, after: str) -> AsyncIterator[Line]:
+        await asyncio.Event().wait()
+        yield Line("", 0.0, after)
+
+
+class Journal:
+    """``journalctl``, followed."""
+
+    def __init__(self, command: Sequence[str] = ("journalctl",)) -> None:
+        self._command = command
+
+    async def lines(self, after: str) -> AsyncIterator[Line]:
+        where = ["--after-cursor", after] if after else ["--no-tail"]
+        child = await asyncio.create_subprocess_exec(
+            *self._command,
+            *("-k", "-b", "-o", "json", f"--output-fields={_FIELDS}", "--follow", "--quiet", "--no-pager", *where),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            limit=_LINE_BYTES,
+        )
+        assert child.stdout is not None
+        try:
+            while raw := await child.stdout.readline():
+                if (line := parse_entry(raw)) is not None:
+                    yield line
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+
+
+def parse_entry(raw: bytes) -> Line | None:
+    """One entry of ``journalctl -o json``; None for what is no message.
+
+    A message that is not UTF-8 comes as a list of bytes, one that is too long as null.
+    """
+    try:
+        entry = json.loads(raw)
+        message, at = entry["MESSAGE"], int(entry["__REALTIME_TIMESTAMP"]) / 1e6
+        text = bytes(message).decode("utf-8", "replace") if isinstance(message, list) else message
+        position = entry["__CURSOR"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return Line(text, at, position) if isinstance(text, str) and isinstance(position, str) else None
+
+
+class Kmsg:
+    """The kernel's own buffer, which holds what it holds: its oldest lines may be gone."""
+
+    def __init__(self, clock: Clock, path: str = KMSG) -> None:
+        self._clock = clock
+        self._path = path
+
+    async def lines(self, after: str) -> AsyncIterator[Line]:
+        first = int(after) + 1 if after.isdecimal() else 0
+        fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        try:
+            loop.add_reader(fd, readable.set)
+            while True:
+                try:
+                    raw = os.read(fd, _KMSG_BYTES)
+                except BlockingIOError:
+                    readable.clear()
+                    await readable.wait()
+                    continue
+                except BrokenPipeError:  # overtaken: the next read goes on with the oldest line that is left
+                    continue
+                if not raw:
+                    return
+                line = parse_record(raw, self._clock.wall() - self._clock.boot())
+                if line is not None and int(line.position) >= first:
+                    yield line
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)
+
+
+def parse_record(raw: bytes, booted_at: float) -> Line | None:
+    """One record of /dev/kmsg (Documentation/ABI/testing/dev-kmsg); None for what user space wrote into it.
+
+    Parameters
+    ----------
+    booted_at
+        When the host started, seconds since the epoch. The kernel's clock stands still in suspend; ours may differ by
+        that.
+    """
+    head, _, text = raw.partition(b";")
+    fields = head.split(b",")
+    if len(fields) < 3 or not all(field.isdigit() for field in fields[:3]) or int(fields[0]) >> 3:
+        return None
+    message = text.partition(b"\n")[0].decode("utf-8", "replace").replace("\\x0a", "\n")
+    return Line(message, booted_at + int(fields[2]) / 1e6, fields[1].decode())
