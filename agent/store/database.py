@@ -93,7 +93,7 @@ class Schema:
         return (_FOLDER / name).read_text(encoding="utf-8")
 
 
-METRICS = Schema("metrics", 2, 0x55504B4D, "NORMAL", checked_whole=False)
+METRICS = Schema("metrics", 3, 0x55504B4D, "NORMAL", checked_whole=False)
 LEDGER = Schema("ledger", 2, 0x55504B4C, "FULL", checked_whole=True)
 
 

@@ -15,6 +15,7 @@ from agent.promql.nodes import Matcher
 from agent.promql.values import Points
 from agent.store import rollup
 from agent.store.database import Database, StoreFullError
+from agent.store.epochs import Epochs
 from agent.store.recent import SPAN_S, Recent
 from agent.store.retention import Keeper, Retention, used_bytes
 from agent.store.rollup import HOUR_S, MINUTE_S
@@ -63,7 +64,10 @@ class Metrics:
     (:attr:`recent`), and before it one point a minute, the last of that minute, for eight hours.
     """
 
-    def __init__(self, database: Database, limits: Retention, layouts: Layouts, folded_until: dict[int, int]) -> None:
+    def __init__(
+        self, database: Database, epochs: Epochs, limits: Retention, layouts: Layouts, folded_until: dict[int, int]
+    ) -> None:
+        self.epochs = epochs
         self.recent = Recent()
         self._minutes = Recent(span_s=MINUTES_SPAN_S)
         self.fault = ""
@@ -96,7 +100,10 @@ class Metrics:
         for table, span in _FOLDED:
             [(last,)] = await database.read(f"SELECT max(id) FROM {table}")
             folded[span] = 0 if last is None else last + span
-        metrics = cls(database, limits, Layouts(series, last_layout + 1, limits.max_series), folded)
+        metrics = cls(
+            database, Epochs(database, clock), limits, Layouts(series, last_layout + 1, limits.max_series), folded
+        )
+        await metrics.epochs.begin("started")
         await metrics._keeper.fence()
         await metrics._warm(clock.wall())
         return metrics
@@ -169,7 +176,8 @@ class Metrics:
         kept = [(path, json.dumps(state)) for path, state in offsets.items() if state]
         gone = [(path,) for path, state in offsets.items() if not state]
         new = _new_layouts(rows)
-        statements = layout_statements(new)
+        way = self.epochs.make_way()
+        statements = [*way.statements, *layout_statements(new)]
         statements += [_insert(rows[at : at + _ROWS_A_STATEMENT]) for at in range(0, len(rows), _ROWS_A_STATEMENT)]
         if events:
             statements.append(_insert_events(events))
@@ -182,6 +190,7 @@ class Metrics:
         except StoreFullError:
             await self._make_room()  # for the next try
             raise
+        self.epochs.passed(way)
         for layout in new:
             layout.stored = True
         for reading in parts:
@@ -229,6 +238,7 @@ class Metrics:
 
     async def tidy(self) -> None:
         """Drop layouts and series that nothing refers to; reads every row in small steps, so once a day is enough."""
+        await self.epochs.prune(self._limits.raw_s, self._limits.hours_s)
         made_later = self._layouts.next_layout
         in_use = self._layouts_in_use() | await self._keeper.used_layouts() | self._layouts_in_use()
         forgotten = await self._keeper.drop_names(in_use, made_later)
@@ -298,9 +308,10 @@ class Metrics:
     async def _flush_some(self, rows: list[TickRow]) -> None:
         # The same rows may go in twice, when a commit came after its deadline: their keys are their own, they replace
         # themselves.
-        new = _new_layouts(rows)
-        if new or self.fault:
-            await self._database.write(*layout_statements(new), _insert(rows))
+        new, way = _new_layouts(rows), self.epochs.make_way()
+        if new or way.statements or self.fault:
+            await self._database.write(*way.statements, *layout_statements(new), _insert(rows))
+            self.epochs.passed(way)
             for layout in new:
                 layout.stored = True
         else:
@@ -392,17 +403,20 @@ class Metrics:
         """The end of the file into memory: minutes, the last hour, and what the last run had not folded yet."""
         since = int(at - MINUTES_SPAN_S)
         for start, layout_id, vals in await self._database.read(
-            "SELECT id, layout, vals FROM minute WHERE id >= ?", (since,)
+            "SELECT id, layout, vals FROM minute WHERE id BETWEEN ? AND ?", (since, int(at))
         ):
             cover = self._cover.get(MINUTE_S)
             if cover is None or cover.id != layout_id:
                 cover = self._cover[MINUTE_S] = self._layouts.kept(layout_id, await self._series_ids(layout_id))
             self._minutes.add(cover, start + MINUTE_S, rollup.decode_last(vals))
-        [(newest,)] = await self._database.read("SELECT max(id) FROM tick")
+        until = int(at * 1_000_000)  # what lies ahead was stored before the clock was set back
+        [(newest,)] = await self._database.read("SELECT max(id) FROM tick WHERE id <= ?", (until,))
         if newest is None:
             return
         since = min(at - SPAN_S, max(self._folded_until[MINUTE_S], newest / 1_000_000 - SPAN_S))
-        rows = await self._database.read("SELECT id, layout, vals FROM tick WHERE id >= ?", (int(since * 1_000_000),))
+        rows = await self._database.read(
+            "SELECT id, layout, vals FROM tick WHERE id BETWEEN ? AND ?", (int(since * 1_000_000), until)
+        )
         layouts: dict[int, Layout] = {}
         for number, layout_id, vals in rows:
             layout = layouts.get(layout_id)

@@ -75,7 +75,7 @@ class Tier:
 
 
 TIERS = (
-    Tier(("chunk", "tick"), 8),
+    Tier(("relived", "chunk", "tick"), 8),
     Tier(("minute",), 3),
     Tier(("event",), 2),
     Tier(("hour",), 1),
@@ -213,7 +213,7 @@ class Keeper:
 
     async def _drop(self, table: str, before: int | None = None) -> bool:
         """Drop a step's worth of a table's oldest rows, those before a key if given; whether there were any."""
-        key = "at_ms" if table == "event" else "id"
+        key = "at_ms" if table in ("event", "relived") else "id"
         rows = self._survey.rows_in(table, STEP_BYTES)
         limit, parameters = (f"WHERE {key} < ?", (before, rows)) if before is not None else ("", (rows,))
         if before is not None and not await self._database.read(f"SELECT 1 FROM {table} {limit} LIMIT ?", (before, 1)):

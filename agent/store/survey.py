@@ -12,6 +12,7 @@ PAYLOADS = {
     "chunk": "length(data)",
     "minute": "length(vals) + length(counts)",
     "hour": "length(vals) + length(counts)",
+    "relived": "length(vals)",
     "event": "length(kind) + length(source) + length(message) + length(labels) + 50",
 }
 """What a row holds, in bytes, for each table that grows; the event's 50 are its index and its other columns.
