@@ -20,14 +20,20 @@ from urllib.parse import urlsplit
 
 from agent import config, control, inhibit, memory, process, rulefile, schedule, systemd
 from agent.calendar import Calendar
-from agent.clock import Clock, SystemClock
-from agent.collectors import SelfCollector, build
+from agent.clock import Clock, SystemClock, boot_id
+from agent.collectors import GpuCollector, KernelCollector, SelfCollector, build
 from agent.config import LoadedConfig
 from agent.control import Controls
 from agent.dispatch import Brakes, Dispatch
 from agent.engine import Engine
 from agent.errors import FaultyFilesError, StoreError, UpkeepError
+from agent.gpu import xid
+from agent.gpu.client import ChildLink, Probe, SocketLink
 from agent.handlers import Tools
+from agent.kernel import journal
+from agent.kernel.book import Book
+from agent.kernelwatch import KEY as KERNEL_KEY
+from agent.kernelwatch import KernelWatch, restored
 from agent.logwatch.patterns import compile_patterns
 from agent.logwatch.runner import LogWatch
 from agent.model import Action, Event, Reading, Series, Severity
@@ -44,6 +50,8 @@ from agent.timewatch import Change, TimeWatch
 log = logging.getLogger(__name__)
 
 OPS_SOCKET = "/run/upkeep/ops.sock"
+GPU_SOCKET = "/run/upkeep/gpu.sock"
+KERNEL_COUNTERS = ("gpu_xid_errors_total", "kernel_messages_total", "DCGM_FI_DEV_XID_ERRORS")
 MAINTAIN_EVERY_S = 60.0
 REPORT_DEADLINE_S = 300.0
 LOGS_SOUGHT_S = 1.0
@@ -86,6 +94,7 @@ class Agent:
         self._logwatch: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup
         self._patterns: object = None
+        self._book = Book()
         self.parts: Parts
         self.ready = asyncio.Event()
 
@@ -110,6 +119,7 @@ class Agent:
         async with contextlib.AsyncExitStack() as stack:
             # First of all: a port that is taken is a mistake of the configuration, and nothing has begun yet.
             page = self._bind(stack)
+            await self._take_overrides()
             store = await self._open_store()
             stack.push_async_callback(store.close)
             ops = hands(self._loaded.config, self._clock)
@@ -171,6 +181,12 @@ class Agent:
 
     # -- building --
 
+    async def _take_overrides(self) -> None:
+        """What this site says of single Xids; a file with faults ends the start as one of rules would."""
+        gpu = self._loaded.config.collect.gpu
+        if gpu is not None and gpu.xid_file is not None:
+            self._book = Book(await asyncio.to_thread(xid.load_overrides, gpu.xid_file))
+
     async def _open_store(self) -> Store:
         kept = self._loaded.config.retention
         limits = Retention(
@@ -194,7 +210,9 @@ class Agent:
         async def tell(event: Event) -> None:
             await store.metrics.add_events([event])
 
-        sources = build(self._loaded.config.collect, [self._figures])
+        settings = self._loaded.config
+        gpu = GpuCollector(probe(settings, self._clock), self._book, tell)
+        sources = build(settings.collect, [self._figures], gpu=gpu, kernel=KernelCollector(self._book))
         sampler = Sampler(sources, append, self._clock, tell)
         for source in sources:
             if isinstance(source.collector, SelfCollector):
@@ -259,6 +277,7 @@ class Agent:
             self._keep("control", lambda: control.serve(self.state_dir / "control.sock", self.controls())),
             self._keep("maintenance", self._maintain),
             self._keep("watchdog", self._feed_watchdog),
+            *await self._watch_kernel(),
         ]
         await self._watch_logs(parts.engine.rules)
         self._signals()
@@ -311,6 +330,32 @@ class Agent:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOGS_SOUGHT_S):
                 await sought.wait()
+
+    async def _watch_kernel(self) -> list[asyncio.Task[None]]:
+        """Go on in the kernel's log behind what was committed in this boot."""
+        collect = self._loaded.config.collect
+        if collect.kernel is None:
+            return []
+        parts = self.parts
+        stored = restored((await parts.store.metrics.offsets()).get(KERNEL_KEY), boot_id())
+        self._book.restore(stored or {})
+
+        async def told() -> None:
+            # Twice: a counter that is new is 0 at first, so that rules see it rise.
+            for _ in range(2):
+                await parts.sampler.collect_now(KERNEL_COUNTERS)
+            parts.engine.wake(KERNEL_COUNTERS)
+
+        watch = KernelWatch(
+            journal.find_source(self._clock),
+            self._book,
+            parts.store.metrics.commit_log,
+            self._clock,
+            boot_id=boot_id(),
+            stored=stored,
+            told=told,
+        )
+        return [self._keep("kernel", watch.run)]
 
     # -- while running --
 
@@ -498,6 +543,13 @@ def hands(settings: config.Config, clock: Clock) -> OpsClient:
     if os.path.exists(OPS_SOCKET) and systemd.started():
         return OpsClient.connect(OPS_SOCKET, clock)
     return OpsClient.spawn(ops_policy(settings), clock)
+
+
+def probe(settings: config.Config, clock: Clock) -> Probe:
+    """The probe of the GPUs: systemd's under systemd, where the agent itself may open no device; else a child."""
+    state_dir = Path(settings.state_dir)
+    link = SocketLink(GPU_SOCKET) if systemd.started() else ChildLink(state_dir / "gpu.lock")
+    return Probe(link, clock, state_dir)
 
 
 def ops_policy(settings: config.Config) -> Policy:

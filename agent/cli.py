@@ -47,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"upkeep {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _agent_commands(commands)
+    _gpu_command(commands)
     _rule_commands(commands)
     _looking_commands(commands)
     _acting_commands(commands)
@@ -85,6 +86,12 @@ def _agent_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     init.add_argument("--system", action="store_true", help="state in /var/lib/upkeep; else in DIR/state")
     ops = _add(commands, "ops", "ops:run", "the hands: the only code that deletes; or write their policy")
     ops.add_argument("what", nargs="?", choices=["serve", "policy"], default="serve", help="serve, or print the policy")
+
+
+def _gpu_command(commands: Commands[argparse.ArgumentParser]) -> None:
+    gpu = _json(_add(commands, "gpu", "gpu:run", "the GPU probe; list the GPUs; let go of the driver"))
+    gpu.add_argument("what", nargs="?", choices=["serve", "list", "release"], default="serve", help="(serve)")
+    gpu.add_argument("--for", dest="duration", metavar="D", help="release: for how long (10m); 0s ends it")
 
 
 def _rule_commands(commands: Commands[argparse.ArgumentParser]) -> None:

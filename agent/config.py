@@ -92,6 +92,14 @@ class CollectorConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Gpu:
+    interval: Interval | None = _key("how often the GPUs are read; the default is `collect.interval`", None)
+    xid_file: AbsPath | None = _key(
+        "a YAML file with what is different here: `xids: {94: {severity: info, advice: none}, 13: {ignore: true}}`", None
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Directories:
     interval: Interval | None = _key("how often sizes are measured", 60.0)
     paths: tuple[AbsPath, ...] = _key(
@@ -143,7 +151,10 @@ class Collect:
     disk: CollectorConfig | None = _key("reads, writes and busy time of each block device", CollectorConfig)
     network: CollectorConfig | None = _key("bytes, packets, errors and drops of each interface", CollectorConfig)
     directories: Directories | None = _key("sizes of whole trees", Directories)
-    gpu: CollectorConfig | None = _key("GPUs through NVML, in a process of its own", CollectorConfig, later=True)
+    gpu: Gpu | None = _key("GPUs through NVML, in a process of its own", Gpu)
+    kernel: CollectorConfig | None = _key(
+        "trouble in the kernel's log, Xids of GPUs included: the journal, else /dev/kmsg", CollectorConfig
+    )
     redis: tuple[RedisInstance, ...] = _key("Redis servers, through INFO", (), later=True)
     services: Services | None = _key("systemd units", None, later=True)
     probes: Probes | None = _key("reachability of other hosts", None, later=True)

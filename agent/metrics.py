@@ -45,7 +45,8 @@ SOURCES: Mapping[str, str] = {
     "services": "one batched `systemctl show`",
     "probes": "TCP, ICMP, DNS and HTTP probes",
     "textfile": "`*.prom` files",
-    "gpu": "NVML, /dev/kmsg, /proc/driver/nvidia",
+    "gpu": "NVML, in a process of its own, /proc/driver/nvidia",
+    "kernel": "the kernel's log: the journal, else /dev/kmsg; Xids also from NVML",
     "redis": "INFO",
     "directories": "a walk with directory descriptors, one device, in a child of low priority",
     "logs": "the log tailer",
@@ -56,7 +57,7 @@ SOURCES: Mapping[str, str] = {
 }
 """Each family of collectors, and what it reads."""
 
-_GPU = ("gpu", "UUID", "device", "modelName", "Hostname")
+_GPU = ("gpu", "UUID", "device", "modelName", "Hostname", "pci_bus_id")
 
 
 def _system() -> Iterator[Metric]:
@@ -248,7 +249,9 @@ def _gpu() -> Iterator[Metric]:
         ("SM_CLOCK", "MHz", "Clock of the processors.", None),
         ("MEM_CLOCK", "MHz", "Clock of the memory.", None),
         ("PSTATE", "", "Performance state, 0 (fastest) to 15.", 15.0),
-        ("XID_ERRORS", "", "Code of the last Xid error; gpu_xid_errors_total counts them.", None),
+        ("RETIRED_SBE", "", "Memory pages retired after correctable errors.", None),
+        ("RETIRED_DBE", "", "Memory pages retired after uncorrectable errors.", None),
+        ("RETIRED_PENDING", "", "1 where a retirement waits for a reset.", 1.0),
         ("CORRECTABLE_REMAPPED_ROWS", "", "Memory rows replaced after correctable errors.", None),
         ("UNCORRECTABLE_REMAPPED_ROWS", "", "Memory rows replaced after uncorrectable errors.", None),
         ("ROW_REMAP_FAILURE", "", "1 where a row could not be replaced: the GPU needs service.", 1.0),
@@ -279,7 +282,14 @@ def _gpu_ours() -> Iterator[Metric]:
         return Metric(name, "gauge", unit, words, "gpu", (*_GPU, *labels), 0.0, high)
 
     yield gauge("gpu_up", "", "1 where the GPU answers; 0 where it is lost or the driver hangs.", high=1.0)
-    yield Metric("gpu_xid_errors_total", "counter", "", "Xid errors, by code.", "gpu", (*_GPU, "xid"))
+    words = "1 for the versions of driver, NVML and CUDA, as labels."
+    versions = ("driver_version", "nvml_version", "cuda_version")
+    yield Metric("gpu_driver_info", "info", "", words, "gpu", versions)
+    words = "What the driver asks for: 0 nothing, 1 a reset, 2 a reboot, 3 drain its peers, 4 drain and reset it."
+    yield gauge("gpu_recovery_action", "", words)
+    yield gauge("gpu_nvlink_links", "", "NVLinks in each state, `up` and `down`.", "state")
+    words = "Clock under full load, as a share of that of its `peers` under full load or of `itself` over a day."
+    yield Metric("gpu_relative_speed_ratio", "gauge", "", words, "gpu", (*_GPU, "against"))
     yield gauge("gpu_throttled", "", "1 for each reason that holds the clock down.", "reason", high=1.0)
     yield gauge("gpu_temperature_limit_celsius", "celsius", "Temperature at which the GPU slows or stops.", "kind")
     yield gauge("gpu_power_limit_watts", "watts", "Power the GPU may draw.")
@@ -287,11 +297,19 @@ def _gpu_ours() -> Iterator[Metric]:
     yield gauge("gpu_pcie_link_width_max", "", "PCIe lanes that card and slot allow.")
     yield gauge("gpu_pcie_link_generation", "", "PCIe generation in use; it falls when the GPU idles.")
     yield gauge("gpu_pcie_link_generation_max", "", "PCIe generation that card and slot allow.")
-    yield gauge("gpu_process_memory_bytes", "bytes", "GPU memory of one process.", "pid", "name")
+    yield gauge("gpu_process_memory_bytes", "bytes", "GPU memory of one process.", "pid", "name", "user")
     yield gauge("gpu_orphaned_memory_bytes", "bytes", "GPU memory that no living process owns.")
-    words = "1 where the loaded driver and its library are of different versions."
+    words = "1 where the installed driver is of another version than the loaded one, before programs fail."
     yield Metric("gpu_driver_mismatch", "gauge", "", words, "gpu", (), 0.0, 1.0)
     yield Metric("gpu_call_seconds", "gauge", "seconds", "How long a driver call took.", "gpu", ("call",))
+
+
+def _kernel() -> Iterator[Metric]:
+    words = "Lines of the kernel's log that mean trouble, by the pattern they match."
+    yield Metric("kernel_messages_total", "counter", "", words, "kernel", ("pattern", "device", "server"))
+    yield Metric("gpu_xid_errors_total", "counter", "", "Xid errors, by code.", "kernel", (*_GPU, "xid"))
+    words = "Code of the last Xid error, 0 where there was none; gpu_xid_errors_total counts them."
+    yield Metric("DCGM_FI_DEV_XID_ERRORS", "gauge", "", words, "kernel", _GPU)
 
 
 def _redis() -> Iterator[Metric]:
@@ -397,6 +415,7 @@ METRICS: Mapping[str, Metric] = {
         _watched,
         _gpu,
         _gpu_ours,
+        _kernel,
         _redis,
         _records,
         _self,

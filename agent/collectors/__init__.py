@@ -9,13 +9,15 @@ from typing import Protocol, runtime_checkable
 from agent.collectors.directories import DirectoriesCollector
 from agent.collectors.disk import DiskCollector
 from agent.collectors.filesystem import LocalFilesystems, RemoteFilesystems
+from agent.collectors.gpu import GpuCollector
+from agent.collectors.kernel import KernelCollector
 from agent.collectors.network import LinksCollector, NetworkCollector
 from agent.collectors.self_ import Figures, SelfCollector
 from agent.collectors.system import PressureCollector, SystemCollector
 from agent.config import Collect, CollectorConfig
 from agent.model import Reading
 
-__all__ = ["Closing", "Collector", "Figures", "SelfCollector", "Source", "build"]
+__all__ = ["Closing", "Collector", "Figures", "GpuCollector", "KernelCollector", "SelfCollector", "Source", "build"]
 
 
 class Collector(Protocol):
@@ -58,7 +60,17 @@ SLOW_INTERVAL_S = 10.0
 own figures, and file systems that are asked through a child."""
 
 
-def build(config: Collect, figures: Iterable[Figures] = ()) -> list[Source]:
+GPU_DEADLINE_S = 15.0
+"""The collector answers within its probe's deadline; this is for a probe that cannot even be started."""
+
+
+def build(
+    config: Collect,
+    figures: Iterable[Figures] = (),
+    *,
+    gpu: GpuCollector | None = None,
+    kernel: KernelCollector | None = None,
+) -> list[Source]:
     """The collectors that a configuration asks for, in the order in which they are read.
 
     Parameters
@@ -67,6 +79,8 @@ def build(config: Collect, figures: Iterable[Figures] = ()) -> list[Source]:
         The key ``collect``.
     figures
         What else the agent says of itself, such as the store's size.
+    gpu, kernel
+        Collectors that share what others fill; without them there are none.
     """
     sources: list[Source] = []
 
@@ -82,6 +96,10 @@ def build(config: Collect, figures: Iterable[Figures] = ()) -> list[Source]:
     add(config.filesystem, LocalFilesystems(), RemoteFilesystems())
     add(config.disk, DiskCollector())
     add(config.network, NetworkCollector(), LinksCollector(), inline=True)
+    if config.kernel is not None and kernel is not None:
+        sources.append(Source(kernel, config.kernel.interval or config.interval, inline=True))
+    if config.gpu is not None and gpu is not None:
+        sources.append(Source(gpu, config.gpu.interval or config.interval, deadline_s=GPU_DEADLINE_S))
     if config.directories is not None and config.directories.paths:
         directories = DirectoriesCollector(config.directories.paths)
         interval_s = config.directories.interval or config.interval

@@ -127,6 +127,17 @@ class Processes:
         return self._users.get(uid, str(uid))
 
 
+def probes(proc: str = "/proc") -> list[int]:
+    """Process numbers of the probes that live."""
+    found = []
+    for path in glob.iglob(f"{proc}/[0-9]*/cmdline"):
+        words = _text(path).split("\0")
+        by_file = any(word.endswith("agent/gpu/__main__.py") for word in words[1:4])
+        if by_file or "agent.gpu" in words[1:4]:
+            found.append(int(path.split("/")[-2]))
+    return sorted(found)
+
+
 def device_holders(proc: str = "/proc") -> list[tuple[int, str]]:
     """Processes (pid, name) that have an NVIDIA device open, as far as the caller may see: only root sees all."""
     found: dict[int, str] = {}

@@ -43,12 +43,10 @@ class Book:
     ----------
     overrides
         What a site says of single Xids.
-    stored
-        What :meth:`to_json` gave at the last commit, if this is the same boot.
     """
 
-    def __init__(self, overrides: Mapping[int, Override], stored: Mapping[str, Any] | None = None) -> None:
-        self._overrides = overrides
+    def __init__(self, overrides: Mapping[int, Override] | None = None) -> None:
+        self._overrides = overrides or {}
         self._uuids: dict[str, str] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
         self._xids: dict[tuple[str, int], int] = {}
@@ -63,8 +61,6 @@ class Book:
         self._unconfirmed: list[tuple[str, int, float]] = []
         self._series: tuple[Series, ...] = ()
         self._values: list[float] = []
-        if stored:
-            self._restore(stored)
 
     # -- what comes in --
 
@@ -147,7 +143,8 @@ class Book:
             "uuids": self._uuids,
         }
 
-    def _restore(self, stored: Mapping[str, Any]) -> None:
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """Count on from what :meth:`to_json` gave at the last commit of this boot; nothing was taken before."""
         self._xids = {(device, code): count for device, code, count in stored.get("xids", ())}
         self._last_code = dict(stored.get("last", {}))
         self._uuids = dict(stored.get("uuids", {}))
