@@ -16,6 +16,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from agent import config, control, inhibit, memory, process, rulefile, schedule, systemd
@@ -46,6 +47,9 @@ from agent.store import Reader, Retention, Store
 from agent.store.metrics import MINUTES_SPAN_S
 from agent.supervisor import Supervisor
 from agent.timewatch import Change, TimeWatch
+
+if TYPE_CHECKING:
+    from agent.routing import Router
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +97,7 @@ class Agent:
         self._supervisor = Supervisor(self._clock, self._crashed)
         self._logwatch: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup
+        self._router: Router | None = None
         self._patterns: object = None
         self._book = Book()
         self.parts: Parts
@@ -237,6 +242,7 @@ class Agent:
             progress=self._supervisor.progress("engine", patience_s=120.0),
         )
         dispatch = Dispatch(
+            changed=self._tell_people,
             ledger=store.ledger,
             engine=engine,
             tools=Tools(ops, Journal(store.metrics.add_events, self._clock), self._write_report, self._paused),
@@ -244,7 +250,7 @@ class Agent:
             clock=self._clock,
             collect_now=sampler.collect_now,
             record=store.metrics.add_events,
-            finished=self._figures.count,
+            finished=self._ended,
             # An action may take its whole deadline between two rounds.
             progress=self._supervisor.progress("dispatch", patience_s=1200.0),
         )
@@ -265,6 +271,36 @@ class Agent:
 
     async def _start(self) -> list[asyncio.Task[None]]:
         parts = self.parts
+        self._router = self._make_router(store, engine)
+
+    def _make_router(self, store: Store, engine: Engine) -> Router | None:
+        """Who tells people of alerts; None, and nothing imported, where nobody is to be told."""
+        settings = self._loaded.config
+        if settings.mail is None and not settings.notify.routes and settings.notify.heartbeat is None:
+            return None
+        from agent.routing import Router
+
+        return Router(
+            settings,
+            state_dir=self.state_dir,
+            engine=engine,
+            ledger=store.ledger,
+            clock=self._clock,
+            record=store.metrics.add_events,
+            alive=lambda: not self._supervisor.stuck(),
+            url=self.address,
+        )
+
+    def _tell_people(self) -> None:
+        if self._router is not None:
+            self._router.wake()
+
+    def _ended(self, action: Action) -> None:
+        self._figures.count(action)
+        self._tell_people()
+
+    def _notification_figures(self) -> tuple[tuple[Series, ...], Sequence[float]]:
+        return self._router.figures() if self._router is not None else ((), ())
         await self._tell_what_was_mended()
         await parts.engine.restore()
         await self._remember_rules(parts.engine.rules)
@@ -287,6 +323,8 @@ class Agent:
         memory.give_back_code()
         self.ready.set()
         systemd.notify("READY=1", "STATUS=watching")
+        if self._router is not None:
+            tasks.append(self._keep("notify", self._router.run))
         log.info("agent_started pid=%d state_dir=%s mode=%s", os.getpid(), self.state_dir, self._loaded.config.mode)
         return tasks
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from agent import yamlfile
@@ -23,6 +24,7 @@ from agent.located import (
     MappingNode,
     Node,
     Scalar,
+    SequenceNode,
     Share,
     Size,
     build,
@@ -74,6 +76,55 @@ def _interval(node: Scalar) -> float:
 
 Root = Annotated[str, _root]
 Listen = Annotated[str, _listen]
+def _smtp(node: Scalar) -> str:
+    try:
+        parts = urlsplit(node.text)
+        fine = parts.scheme in ("smtp", "smtps") and bool(parts.hostname) and parts.port != 0
+        fine = fine and not (parts.username or parts.path.strip("/") or parts.query)
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ValueError(f'cannot send mail by "{node.text}": write smtp://HOST:PORT or smtps://HOST:PORT')
+    return node.text
+
+
+def _http(node: Scalar) -> str:
+    try:
+        parts = urlsplit(node.text)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine or not node.text.isascii() or not node.text.isprintable() or " " in node.text:
+        raise ValueError(f'cannot use "{node.text}": write http://HOST/… or https://HOST/…')
+    if parts.username or parts.password:
+        raise ValueError(f'cannot use "{parts.hostname}" with a password in its URL: password_file names a file')
+    return node.text
+
+
+def _address(node: Scalar) -> str:
+    if not re.fullmatch(r"[\w.!#$%&'*+/=?^`{|}~-]+@[a-zA-Z0-9.-]+", node.text, re.ASCII):
+        raise ValueError(f'cannot write to "{node.text}": an address is NAME@HOST')
+    return node.text
+
+
+def _secret(node: Scalar) -> str:
+    if re.fullmatch(r"[\w.-]+", node.text, re.ASCII) and node.text.strip("."):
+        return node.text
+    return parse_path(node.text)
+
+
+def _route_name(node: Scalar) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", node.text):
+        raise ValueError(f'cannot name a route "{node.text}": small letters, digits, _ and - only')
+    return node.text
+
+
+Smtp = Annotated[str, _smtp]
+Http = Annotated[str, _http]
+Address = Annotated[str, _address]
+Secret = Annotated[str, _secret]
+"""A file that holds a secret, or the bare name of a systemd credential."""
+RouteName = Annotated[str, _route_name]
 Zone = Annotated[str, _zone]
 Interval = Annotated[float, _interval]
 
@@ -196,10 +247,124 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    smtp: str = _key("`smtp://HOST:PORT`", "smtp://localhost:25")
-    from_: str = _key("the sender's address", "upkeep@localhost")
-    to: tuple[str, ...] = _key("who gets the reports", ())
-    password_file: AbsPath | None = _key("a file holding the password", None)
+    smtp: Smtp = _key("`smtp://HOST:PORT`, or `smtps://HOST:PORT` for TLS from the first byte", "smtp://localhost:25")
+    encryption: Literal["auto", "required", "none"] = _key(
+        "`required`: no mail without verified TLS; `none`: in the clear; `auto`: required, but to this host's loopback",
+        "auto",
+    )
+    username: str | None = _key("who signs in; absent: nobody does", None)
+    password_file: Secret | None = _key("a file holding the password, or the name of a systemd credential", None)
+    ca_file: AbsPath | None = _key("certificate authorities to trust in place of the host's own", None)
+    from_: Address = _key("the sender's address", "upkeep@localhost")
+    to: tuple[Address, ...] = _key("who gets reports, and notifications where a route names nobody", ())
+
+    def __post_init__(self) -> None:
+        if (self.username is None) != (self.password_file is None):
+            raise ValueError('cannot sign in with half of it: give "username" and "password_file"')
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An HTTP address and how to speak to it: TLS is verified, no redirect is followed, no proxy used unless named."""
+
+    url: Http | None = _key("`https://HOST/PATH`", None)
+    url_file: Secret | None = _key("a file holding the address, where the address itself is a secret", None)
+    username: str | None = _key("for basic authentication, with `password_file`", None)
+    password_file: Secret | None = _key("a file holding the password, or the name of a systemd credential", None)
+    token_file: Secret | None = _key("a file holding a bearer token", None)
+    ca_file: AbsPath | None = _key("certificate authorities to trust in place of the host's own", None)
+    proxy: Http | None = _key("an HTTP proxy; the environment's are not looked at", None)
+    timeout: Duration = _key("how long one request may take in all", 10.0)
+
+    def __post_init__(self) -> None:
+        if (self.url is None) == (self.url_file is None):
+            raise ValueError('cannot tell where to send: give either "url" or "url_file"')
+        if (self.username is None) != (self.password_file is None):
+            raise ValueError('cannot sign in with half of it: give "username" and "password_file"')
+        if self.timeout <= 0:
+            raise ValueError('cannot use 0 as "timeout": no request would end well')
+
+
+@dataclass(frozen=True, slots=True)
+class SlackEndpoint(Endpoint):
+    channel: str | None = _key("a channel, where the receiver lets the sender choose", None)
+
+
+@dataclass(frozen=True, slots=True)
+class MailRoute:
+    to: tuple[Address, ...] = _key("who gets them; none: `mail.to`", ())
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One way to somebody, for the alerts that belong there; exactly one of the last four keys says which."""
+
+    name: RouteName = field(metadata={"help": "its name in commands, events and metrics"})
+    severities: tuple[Severity, ...] = _key("only alerts whose label `severity` is one of these; none: all", ())
+    match: Matchers | None = _key('only alerts with these labels, such as `team="gpu",mountpoint=~"/data.*"`', None)
+    tell: Literal["auto", "all", "unattended"] = _key(
+        "`unattended`: an alert is told once no remediation is at work on it; `all`: as soon as it fires; `auto`: "
+        "`all` to an Alertmanager, `unattended` to people",
+        "auto",
+    )
+    group_by: tuple[str, ...] = _key(
+        "alerts with the same values of these labels are told together; `...`: each alone", ("alertname",)
+    )
+    group_wait: Duration = _key("how long a new group waits for company", 30.0)
+    group_interval: Duration = _key("how often a group that changes is told again at most", 300.0)
+    repeat_interval: Duration = _key("how often a group that does not change is told again", 4 * 3600.0)
+    send_resolved: bool = _key("tell the end of what was told", True)
+    mail: MailRoute | None = _key("by mail, through the server in `mail`", None)
+    webhook: Endpoint | None = _key("as JSON, in the form of Alertmanager's webhook, version 4", None)
+    slack: SlackEndpoint | None = _key("as JSON that Slack, Mattermost and Rocket.Chat read", None)
+    alertmanager: Endpoint | None = _key(
+        "to an Alertmanager's API, version 2, which groups and repeats by itself", None
+    )
+
+    def __post_init__(self) -> None:
+        ways = [self.mail, self.webhook, self.slack, self.alertmanager]
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError(f'cannot use route "{self.name}": give one of mail, webhook, slack, alertmanager')
+        if self.group_interval < 1:
+            raise ValueError('cannot use less than 1s as "group_interval"')
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """That the agent lives, said again and again, so that somebody else notices its silence."""
+
+    every: Duration = _key("how often", 60.0)
+    alertmanager: bool = _key(
+        "as the alert `UpkeepHeartbeat`, which always fires, on each route to an Alertmanager", True
+    )
+    ask: Endpoint | None = _key("an address that is asked (GET), as dead man's switches want it", None)
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError('cannot use less than 1s as "every"')
+        if self.alertmanager and self.every > 120:
+            raise ValueError('cannot use more than 2m as "every": an Alertmanager would think the agent silent')
+
+
+@dataclass(frozen=True, slots=True)
+class Notifications:
+    routes: tuple[Route, ...] = _key(
+        "who is told of which alerts; none, but `mail.to`: mail for warning, error and critical", ()
+    )
+    labels: Mapping[LabelName, str] = _key(
+        "added to each alert that lacks them, as Prometheus' `external_labels`; `instance` is the host's name",
+        dict,
+    )
+    external_url: Http | None = _key("where people reach this agent's pages; absent: `listen`", None)
+    heartbeat: Heartbeat | None = _key("sign of life; off unless written", None)
+    spool_size: Size = _key("what may wait on disk for one receiver; beyond, the oldest goes", 50 * 1024**2)
+    spool_age: Duration = _key("how long it may wait", 7 * 86400.0)
+
+    def __post_init__(self) -> None:
+        names = [route.name for route in self.routes]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'repeated route "{name}": each has a name of its own')
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +396,8 @@ class Config:
     logs: tuple[Logs, ...] = _key("log files that are watched", lambda: (Logs(("/var/log/benchmark/*.log",)),))
     remediation: RemediationConfig = _key("what may be changed, and how much of it", RemediationConfig)
     retention: Retention = _key("how long what is kept", Retention)
-    mail: Mail | None = _key("where reports and notifications go", None, later=True)
+    mail: Mail | None = _key("where reports and notifications go", None)
+    notify: Notifications = _key("who is told of alerts, and how", Notifications)
     backups: Backups | None = _key("Redis backups", None, later=True)
     s3: S3 | None = _key("a second place for backups", None, later=True)
     remote_write: tuple[RemoteWrite, ...] = _key("Prometheus servers that get a copy of each sample", (), later=True)
@@ -287,6 +453,7 @@ def from_node(path: str, root: Node | None, found: Sequence[Fault]) -> tuple[Con
     return config, faults.found
 
 
+        _check_mail(config, root, faults)
 def looks_like_config(root: Node | None) -> bool:
     """Whether a file's top keys are those of a configuration rather than of a rule file."""
     known = {key_of(item) for item in fields(Config)}
@@ -326,3 +493,31 @@ def _check_later(cls: type, value: object, node: Node | None, faults: Faults) ->
 def documented(cls: type) -> Mapping[str, str]:
     """Key → words of one dataclass, for the reference."""
     return {key_of(item): str(item.metadata["help"]) for item in fields(cls)}
+def routes(config: Config) -> tuple[Route, ...]:
+    """The routes in force: those written, else mail to `mail.to` for what is not merely worth knowing."""
+    if config.notify.routes or config.mail is None or not config.mail.to:
+        return config.notify.routes
+    return (
+        Route(name="mail", severities=tuple(each for each in Severity if each is not Severity.INFO), mail=MailRoute()),
+    )
+
+
+def _check_mail(config: Config, root: Node | None, faults: Faults) -> None:
+    """A route by mail needs a server, and somebody to write to."""
+    for index, route in enumerate(config.notify.routes):
+        if route.mail is None or (config.mail is not None and (route.mail.to or config.mail.to)):
+            continue
+        place = _at(root, "notify", "routes", index)
+        lacks = 'there is no "mail"' if config.mail is None else 'neither it nor "mail" says to whom'
+        faults.add(place, f'cannot use route "{route.name}": {lacks}')
+
+
+def _at(node: Node | None, *path: str | int) -> Node | None:
+    for step in path:
+        if isinstance(node, MappingNode) and isinstance(step, str):
+            node = node.get(step)
+        elif isinstance(node, SequenceNode) and isinstance(step, int):
+            node = node.items[step]
+    return node
+
+

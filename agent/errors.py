@@ -47,3 +47,22 @@ class StoreError(UpkeepError):
 
 class OpsError(UpkeepError):
     """The hands could not be reached, did not answer in time, or answered out of protocol."""
+
+
+class DeliveryError(UpkeepError):
+    """Something could not be handed over to its receiver.
+
+    Parameters
+    ----------
+    message
+        What the receiver said, or why it could not be reached.
+    refused
+        The receiver was there and will not have this one, now or later; others may pass.
+    retry_after_s
+        How long the receiver asked to be left alone.
+    """
+
+    def __init__(self, message: str, *, refused: bool = False, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.refused = refused
+        self.retry_after_s = retry_after_s

@@ -140,8 +140,9 @@ def step(
     after: dict[Labels, Group] = {}
     said: list[Notification] = []
     for key, group in joined.items():
-        if min(group.due_at, at + max(pace.wait_s, pace.interval_s)) > at:
-            after[key] = group
+        due_at = min(group.due_at, at + max(pace.wait_s, pace.interval_s))
+        if due_at > at:
+            after[key] = dataclasses.replace(group, due_at=due_at)
             continue
         left, notification = _flush(route, group, muted, pace, at)
         if left.notices:
@@ -258,7 +259,6 @@ def groups_json(groups: Groups) -> list[object]:
     return [
         {
             "labels": dict(group.labels),
-            "due_at": group.due_at,
             "notices": [notice_json(notice) for notice in group.notices.values()],
             "told_at": group.told_at,
             "told_firing": [dict(labels) for labels in sorted(group.told_firing)],
@@ -277,7 +277,7 @@ def groups_of(held: Iterable[Mapping[str, object]]) -> Groups:
         notices = [notice_of(one) for one in each["notices"]]  # type: ignore[attr-defined]
         group = Group(
             labels=_pairs(each["labels"]),
-            due_at=float(each["due_at"]),  # type: ignore[arg-type]
+            due_at=0.0,
             notices={notice.labels: notice for notice in notices},
             flushed=True,
             told_at=_maybe(each["told_at"]),

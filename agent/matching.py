@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated
 
 from agent.errors import ExpressionError
 from agent.located import Scalar
 from agent.model import Labels
-from agent.promql.nodes import Matcher, VectorSelector
-from agent.promql.parse import parse
+
+if TYPE_CHECKING:
+    from agent.promql.nodes import Matcher
 
 
+@lru_cache(maxsize=1024)
 def parse_matchers(text: str) -> tuple[Matcher, ...]:
     """Matchers as in a selector's braces: ``alertname="DiskFull",mountpoint=~"/data.*"``.
 
@@ -21,6 +24,9 @@ def parse_matchers(text: str) -> tuple[Matcher, ...]:
     ExpressionError
         When they cannot be read, or would match every alert.
     """
+    from agent.promql.nodes import VectorSelector  # who only reads a configuration never asks
+    from agent.promql.parse import parse
+
     node = parse("{" + text.strip().strip("{}") + "}")
     if not isinstance(node, VectorSelector):
         raise ExpressionError(f'cannot read "{text}" as matchers')
@@ -32,17 +38,18 @@ def full_labels(rule: str, labels: Labels) -> Labels:
     return tuple(sorted({**dict(labels), "alertname": rule}.items()))
 
 
-def matches(matchers: Iterable[Matcher], labels: Labels) -> bool:
+def matches(matchers: str, labels: Labels) -> bool:
     """Whether all conditions hold; a label that is absent has the value ``""``."""
     held = dict(labels)
-    return all(each.matches(held.get(each.name, "")) for each in matchers)
+    return all(each.matches(held.get(each.name, "")) for each in parse_matchers(matchers))
 
 
-def _written(node: Scalar) -> tuple[Matcher, ...]:
+def _written(node: Scalar) -> str:
     try:
-        return parse_matchers(node.text)
+        parse_matchers(node.text)
     except ExpressionError as error:
         raise ValueError(str(error)) from None
+    return node.text
 
 
 def _label(node: Scalar) -> str:
@@ -51,7 +58,8 @@ def _label(node: Scalar) -> str:
     return node.text
 
 
-Matchers = Annotated[tuple[Matcher, ...], _written]
+Matchers = Annotated[str, _written]
+"""Text that :func:`parse_matchers` can read."""
 LabelName = Annotated[str, _label]
 
 

@@ -397,6 +397,10 @@ def _self() -> Iterator[Metric]:
     yield Metric("upkeep_samples_total", "counter", "", "Values handed to the store.", "self")
     yield gauge("upkeep_rule_evaluation_seconds", "seconds", "How long a group's last evaluation took.", "group")
     yield Metric("upkeep_actions_total", "counter", "", "Actions ended.", "self", ("handler", "outcome"))
+    for name, words in (("sent", "arrived"), ("failed", "did not arrive at one attempt"), ("dropped", "were given up")):
+        help_text = f"Notifications that {words}."
+        yield Metric(f"upkeep_notifications_{name}_total", "counter", "", help_text, "self", ("route",))
+    yield gauge("upkeep_notifications_waiting", "", "Notifications on disk that have not arrived yet.", "route")
     yield gauge("upkeep_store_bytes", "bytes", "Size of the store's files.")
     yield gauge("upkeep_config_last_reload_successful", "", "1 where the last reload was taken over.", high=1.0)
     yield Metric("process_cpu_seconds_total", "counter", "seconds", "Processor time of the agent.", "self")

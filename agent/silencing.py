@@ -65,7 +65,7 @@ def silence_of(silences: Sequence[Silence], rule: str, labels: Labels, at: float
     """The first silence in force that matches an alert; its name counts as the label ``alertname``."""
     full = full_labels(rule, labels)
     for silence in silences:
-        if covers(silence, at) and matches(parse_matchers(silence.matchers), full):
+        if covers(silence, at) and matches(silence.matchers, full):
             return silence
     return None
 

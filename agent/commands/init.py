@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.config import Collect, Config, Limits, Logs, RemediationConfig, Retention
+from agent.config import Collect, Config, Limits, Logs, Notifications, RemediationConfig, Retention
 from agent.errors import UpkeepError
 from agent.located import key_of
 
@@ -17,6 +17,7 @@ _NESTED: dict[str, type] = {
     "remediation": RemediationConfig,
     "limits": Limits,
     "retention": Retention,
+    "notify": Notifications,
 }
 
 _EXAMPLE_RULE = """\
@@ -106,7 +107,7 @@ def _written(name: str, value: object) -> str:
     if isinstance(value, float):
         return _duration(value)
     if isinstance(value, int) and name.endswith(("size", "bytes_per_action")):
-        return f"{value // 1024**3}GiB"
+        return f"{value // 1024**3}GiB" if value % 1024**3 == 0 else f"{value // 1024**2}MiB"
     return "null" if value is None else str(value)
 
 

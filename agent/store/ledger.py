@@ -11,6 +11,7 @@ from agent.model import (
     Action,
     ActionStatus,
     Alert,
+    Labels,
     Verdict,
 )
 from agent.store.database import Database
@@ -30,6 +31,7 @@ from agent.store.rows import (
     items_of,
     pack_items,
 )
+from agent.store.series import encode_labels
 from agent.store.statement import Many, Row, Statement
 
 OPEN = (ActionStatus.REQUESTED, ActionStatus.AWAITING_APPROVAL, ActionStatus.RUNNING, ActionStatus.VERIFYING)
@@ -220,6 +222,26 @@ class Ledger:
         saved, *_ = await self._database.write(*statements)
         if not saved:
             raise StoreError(f"cannot save action {action.id}: the ledger has no such action")
+
+    async def episode(self, rule: str, labels: Labels, fired_at: float) -> list[Action]:
+        """What one alert asked for since it began to fire, oldest first, without the items."""
+        where = "rule <> '' AND rule = ? AND labels = ? AND fired_at = ?"
+        rows = await self._database.read(
+            f"SELECT {ACTION} FROM action WHERE {where} ORDER BY id", (rule, encode_labels(labels), fired_at)
+        )
+        return [action_of(row, ()) for row in rows]
+
+    async def notes(self, after: int) -> list[Action]:
+        """The `notify` steps of jobs and people with a later id, in whatever state, oldest first, without the items."""
+        rows = await self._database.read(
+            f"SELECT {ACTION} FROM action WHERE id > ? AND handler = 'notify' AND rule = '' ORDER BY id", (after,)
+        )
+        return [action_of(row, ()) for row in rows]
+
+    async def last_note(self) -> int:
+        """The id after which :meth:`notes` finds nothing yet."""
+        [(number,)] = await self._database.read("SELECT coalesce(max(id), 0) FROM action")
+        return int(number)
 
     async def past_actions(self, *, within_s: float) -> list[Past]:
         """The actions that were started within the last ``within_s`` seconds, newest first."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 
-from agent import config, handlers, located, metrics, specs
+from agent import config, handlers, located, matching, metrics, specs
 from agent.cli import make_parser
 from agent.config import Config
 from agent.located import hints, key_of
@@ -180,6 +180,12 @@ _NAMED: Sequence[tuple[object, str]] = (
     (config.Root, "absolute path"),
     (config.Listen, "`ADDRESS:PORT`"),
     (config.Zone, "time zone"),
+    (config.Smtp, "`smtp://` or `smtps://`"),
+    (config.Http, "`http://` or `https://`"),
+    (config.Address, "address"),
+    (config.Secret, "absolute path, or a bare name"),
+    (config.RouteName, "small letters, digits, `_`, `-`"),
+    (matching.Matchers, "matchers"),
     (str, "text"),
     (int, "whole number"),
     (bool, "`true` or `false`"),
@@ -200,6 +206,8 @@ def holds(hint: object) -> str:
         return _one_of([member.value for member in hint])
     if dataclasses.is_dataclass(hint):
         return "keys"
+    if typing.get_origin(hint) is not None and hint not in [named for named, _ in _NAMED]:
+        return "keys and text"
     return next(words for named, words in _NAMED if hint == named)
 
 
@@ -220,8 +228,8 @@ def _default(item: dataclasses.Field[object], hint: object) -> str:
         return "off" if optional_part else "none"
     if dataclasses.is_dataclass(value):
         return "on" if optional_part else ""
-    if value in ((), ""):
-        return "none" if isinstance(value, tuple) else "empty"
+    if value in ((), "", {}):
+        return "empty" if value == "" else "none"
     return f"`{written(hint, value)}`"
 
 

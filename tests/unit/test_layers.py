@@ -15,14 +15,14 @@ LAYERS = (
     (
         "runners",
         "agent.sampler agent.kernelwatch agent.engine agent.guards agent.silencing agent.dispatch agent.calendar agent.logwatch.runner "
-        "agent.serve agent.ruletest agent.backtest",
+        "agent.routing agent.serve agent.ruletest agent.backtest",
     ),
     ("plug-ins", "agent.collectors agent.handlers agent.notifiers"),
     ("reports", "reports"),
     (
         "edges",
         "agent.store agent.ops agent.gpu agent.kernel agent.redis agent.objectstore agent.mail agent.process agent.systemd "
-        "agent.inhibit agent.logwatch.tailer agent.logwatch.history",
+        "agent.inhibit agent.secret agent.aside agent.web agent.spool agent.logwatch.tailer agent.logwatch.history",
     ),
     ("what is written", "agent.config agent.matching agent.rulefile agent.rulecheck agent.rulevalues agent.logwatch"),
     ("rules", "agent.promql agent.alerting agent.grouping"),

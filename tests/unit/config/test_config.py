@@ -47,7 +47,7 @@ def test_rule_files_are_relative_to_the_configuration_and_a_missing_one_is_named
 
 
 def test_keys_without_effect_yet_are_a_warning_with_their_place(tmp_path: Path) -> None:
-    loaded = load(tmp_path, "mail: {to: [a@example.com]}\n")
+    loaded = load(tmp_path, "s3: {bucket: b}\n")
     assert [(fault.line, fault.warning) for fault in loaded.warnings] == [(1, True)]
 
 

@@ -109,7 +109,7 @@ def test_a_schedule_that_nobody_can_keep_is_refused(every: str, words: str) -> N
 
 
 def inhibition(source: str, target: str, *equal: str) -> Inhibition:
-    return Inhibition(parse_matchers(source), parse_matchers(target), equal)
+    return Inhibition(source, target, equal)
 
 
 def full(name: str, **labels: str) -> Labels:
