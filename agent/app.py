@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from agent import config, control, inhibit, memory, process, rulefile, schedule, systemd
+from agent import config, control, inhibit, memory, overrides, process, rulefile, schedule, systemd
 from agent.calendar import Calendar
 from agent.clock import Clock, SystemClock, boot_id
 from agent.collectors import GpuCollector, KernelCollector, SelfCollector, build
@@ -565,15 +565,24 @@ class _Figures:
 
 
 def load_rules(loaded: LoadedConfig) -> RuleSet:
-    """The shipped rules and those of the site, as one set.
+    """The shipped rules and those of the site, with the site's overrides, as one set.
 
     Raises
     ------
     FaultyFilesError
         With every fault of every file.
     """
-    shipped = rulefile.shipped() if loaded.config.shipped_rules else ()
-    return rulefile.load([*shipped, *loaded.rule_files])
+    rules, faults = overrides.apply(
+        rulefile.load(rule_paths(loaded)), loaded.config.overrides, loaded.path, loaded.override_places
+    )
+    if any(not fault.warning for fault in faults):
+        raise FaultyFilesError([fault for fault in faults if not fault.warning])
+    return rules
+
+
+def rule_paths(loaded: LoadedConfig) -> list[str]:
+    """The rule files in use: the shipped ones, then the site's."""
+    return [*(rulefile.shipped() if loaded.config.shipped_rules else ()), *loaded.rule_files]
 
 
 def hands(settings: config.Config, clock: Clock) -> OpsClient:

@@ -33,7 +33,9 @@ from agent.located import (
     parse_duration,
     parse_path,
 )
-from agent.model import Mode
+from agent.matching import LabelName, Matchers
+from agent.model import Mode, Severity
+from agent.overrides import Overrides, Places
 from agent.roots import unsafe_root
 
 DEFAULT_PATH = "/etc/upkeep/upkeep.yaml"
@@ -74,8 +76,6 @@ def _interval(node: Scalar) -> float:
     return seconds
 
 
-Root = Annotated[str, _root]
-Listen = Annotated[str, _listen]
 def _smtp(node: Scalar) -> str:
     try:
         parts = urlsplit(node.text)
@@ -125,6 +125,8 @@ Address = Annotated[str, _address]
 Secret = Annotated[str, _secret]
 """A file that holds a secret, or the bare name of a systemd credential."""
 RouteName = Annotated[str, _route_name]
+Root = Annotated[str, _root]
+Listen = Annotated[str, _listen]
 Zone = Annotated[str, _zone]
 Interval = Annotated[float, _interval]
 
@@ -146,7 +148,7 @@ class CollectorConfig:
 class Gpu:
     interval: Interval | None = _key("how often the GPUs are read; the default is `collect.interval`", None)
     xid_file: AbsPath | None = _key(
-        "a YAML file with what is different here: `xids: {94: {severity: info, advice: none}, 13: {ignore: true}}`", None
+        "a YAML file of what is different here: `xids: {94: {severity: info, advice: none}, 13: {ignore: true}}`", None
     )
 
 
@@ -391,6 +393,7 @@ class Config:
     state_dir: str = _key("metrics.db, ledger.db, reports and spool", "/var/lib/upkeep")
     shipped_rules: bool = _key("load the rules that come with the agent", True)
     rule_files: tuple[str, ...] = _key("globs of rule files, relative to this file", ("rules.d/*.yaml",))
+    overrides: Overrides = _key("what this site changes about rules, by their names", dict)
     listen: Listen | None = _key("`ADDRESS:PORT` of /metrics and the status page; absent: no socket at all", None)
     collect: Collect = _key("what is sampled, and how often", Collect)
     logs: tuple[Logs, ...] = _key("log files that are watched", lambda: (Logs(("/var/log/benchmark/*.log",)),))
@@ -412,6 +415,7 @@ class LoadedConfig:
     path: str
     rule_files: tuple[str, ...]
     warnings: tuple[Fault, ...]
+    override_places: Places = field(default_factory=dict)
 
 
 def load(path: str | None = None, *, apart: bool = True) -> LoadedConfig:
@@ -437,7 +441,7 @@ def load(path: str | None = None, *, apart: bool = True) -> LoadedConfig:
     config, faults = from_node(chosen, parsed.root, parsed.faults)
     if config is None or any(not fault.warning for fault in faults):
         raise FaultyFilesError([fault for fault in faults if not fault.warning])
-    return LoadedConfig(config, chosen, _rule_files(config, chosen), tuple(faults))
+    return LoadedConfig(config, chosen, _rule_files(config, chosen), tuple(faults), override_places(parsed.root))
 
 
 def from_node(path: str, root: Node | None, found: Sequence[Fault]) -> tuple[Config | None, list[Fault]]:
@@ -449,11 +453,18 @@ def from_node(path: str, root: Node | None, found: Sequence[Fault]) -> tuple[Con
     config = build(Config, root, faults)
     if config is not None:
         _check_later(Config, config, root, faults)
+        _check_mail(config, root, faults)
         config = _resolve(config, path)
     return config, faults.found
 
 
-        _check_mail(config, root, faults)
+def override_places(root: Node | None) -> Places:
+    """Where each override stands in a parsed file."""
+    written = root.get("overrides") if isinstance(root, MappingNode) else None
+    entries = written.entries if isinstance(written, MappingNode) else ()
+    return {key.text: (key.line, key.column) for key, _ in entries}
+
+
 def looks_like_config(root: Node | None) -> bool:
     """Whether a file's top keys are those of a configuration rather than of a rule file."""
     known = {key_of(item) for item in fields(Config)}
@@ -490,9 +501,6 @@ def _check_later(cls: type, value: object, node: Node | None, faults: Faults) ->
             _check_later(type(inner), inner, written, faults)
 
 
-def documented(cls: type) -> Mapping[str, str]:
-    """Key → words of one dataclass, for the reference."""
-    return {key_of(item): str(item.metadata["help"]) for item in fields(cls)}
 def routes(config: Config) -> tuple[Route, ...]:
     """The routes in force: those written, else mail to `mail.to` for what is not merely worth knowing."""
     if config.notify.routes or config.mail is None or not config.mail.to:
@@ -521,3 +529,6 @@ def _at(node: Node | None, *path: str | int) -> Node | None:
     return node
 
 
+def documented(cls: type) -> Mapping[str, str]:
+    """Key → words of one dataclass, for the reference."""
+    return {key_of(item): str(item.metadata["help"]) for item in fields(cls)}

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from agent.alerting import OnMissing
 from agent.config import Config
-from agent.errors import ExpressionError, Fault
+from agent.errors import Fault
 from agent.located import did_you_mean
 from agent.metrics import METRICS
-from agent.promql.evaluate import evaluate
+from agent.overrides import constant
 from agent.promql.nodes import (
     COMPARISONS,
     NAME,
@@ -33,7 +33,6 @@ from agent.promql.nodes import (
     walk,
 )
 from agent.promql.parse import unparse
-from agent.promql.values import Points, Scalar
 from agent.rulefile import AlertRule, Expression, Place, RecordingRule, RuleSet, Step, metric_of
 from agent.rulevalues import Bounds, LabelNames, bounds, labels, labels_of_metric
 from agent.specs import CleanCache
@@ -175,8 +174,8 @@ def _above(left: Bounds, right: Bounds, *, strict: bool) -> bool | None:
 
 def _lies(node: Binary) -> str:
     """Between which bounds a side lies, and the threshold that was perhaps meant."""
-    side, other = (node.right, node.left) if _constant(node.left) is not None else (node.left, node.right)
-    found, threshold = bounds(side), _constant(other)
+    side, other = (node.right, node.left) if constant(node.left) is not None else (node.left, node.right)
+    found, threshold = bounds(side), constant(other)
     said = f'"{unparse(side)}" lies between {found.low:g} and {found.high:g}'
     if found.high == float("inf"):
         said = f'"{unparse(side)}" is never below {found.low:g}'
@@ -190,7 +189,7 @@ def _thresholds_in_another_unit(context: Context) -> Iterator[Fault]:
     for place, expression in _expressions(context.rules):
         for node in _comparisons(expression.node):
             for side, other in ((node.left, node.right), (node.right, node.left)):
-                threshold = _constant(other)
+                threshold = constant(other)
                 if threshold and (problem := _unit_problem(side, node.op, threshold)):
                     yield _warn(place, problem, expression)
 
@@ -251,9 +250,9 @@ def _counters_compared(context: Context) -> Iterator[Fault]:
     """A counter over a constant: it only grows, so the alert ends with the process that counts."""
     for rule in context.rules.alert_rules:
         for node in _comparisons(rule.expr.node):
-            op = node.op if _constant(node.right) is not None else _FLIPPED[node.op]
-            side = node.left if _constant(node.right) is not None else node.right
-            if _constant(node.left if side is node.right else node.right) is None or op not in (">", ">=", "!="):
+            op = node.op if constant(node.right) is not None else _FLIPPED[node.op]
+            side = node.left if constant(node.right) is not None else node.right
+            if constant(node.left if side is node.right else node.right) is None or op not in (">", ">=", "!="):
                 continue
             for name in _plain_metrics(side):
                 if name in METRICS and METRICS[name].type == "counter":
@@ -465,31 +464,13 @@ def _is_selector(node: Expr) -> bool:
     return _is_selector(node.expr) if isinstance(node, Paren) else isinstance(node, VectorSelector)
 
 
-class _Nothing:
-    """A source without series: what evaluates over it is a constant."""
-
-    def select(self, matchers: object, start: float, end: float) -> Iterable[Points]:
-        return ()
-
-
-def _constant(node: Expr) -> float | None:
-    """The value of an expression that neither data nor time can change."""
-    if any(isinstance(part, VectorSelector | Call) for part in walk(node)):
-        return None
-    try:
-        value = evaluate(node, _Nothing(), 0.0)
-    except ExpressionError:
-        return None
-    return value.value if isinstance(value, Scalar) else None
-
-
 def size_threshold(rule: AlertRule) -> float | None:
     """N of a rule of the form ``directory_size_bytes{…} > N``."""
     for node in _comparisons(rule.expr.node):
         if node.op in (">", ">=") and _is_selector(node.left):
             [selector] = selectors(node.left)
             if metric_of(selector) == "directory_size_bytes":
-                return _constant(node.right)
+                return constant(node.right)
     return None
 
 

@@ -78,7 +78,6 @@ _KEEPING = frozenset(
 )
 _COUNTING = frozenset(
     {"changes", "count_over_time", "increase", "mad_over_time", "resets", "stddev_over_time", "stdvar_over_time"}
-    | {"time", "timestamp"}
 )
 _ONE = frozenset({"absent", "absent_over_time", "present_over_time"})
 _AVERAGING = frozenset({"avg", "min", "max", "quantile", "topk", "bottomk", "limitk"})
@@ -140,6 +139,8 @@ def _summed(one: Bounds) -> Bounds:
 
 
 def _of_call(expr: Call) -> Bounds:
+    if expr.name in ("time", "timestamp"):
+        return Bounds(0.0, unit="seconds")
     if expr.name in _COUNTING:
         return _POSITIVE
     if expr.name in _ONE:

@@ -7,7 +7,8 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from agent import config, rulecheck, rulefile, yamlfile
+from agent import config, overrides, rulecheck, rulefile, yamlfile
+from agent.app import rule_paths
 from agent.commands.common import print_json
 from agent.config import Config
 from agent.errors import Fault, FaultyFilesError
@@ -40,8 +41,10 @@ def _all_in_use(path: str | None) -> list[Fault]:
         loaded = config.load(path)
     except FaultyFilesError as error:
         return list(error.faults)
-    files = [*(rulefile.shipped() if loaded.config.shipped_rules else ()), *loaded.rule_files]
-    rules, found = rulefile.check(files)
+    rules, found = rulefile.check(rule_paths(loaded))
+    if rules is not None:
+        rules, more = overrides.apply(rules, loaded.config.overrides, loaded.path, loaded.override_places)
+        found = [*found, *more]
     return [*loaded.warnings, *found, *_doubts(rules, loaded.config)]
 
 

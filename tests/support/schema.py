@@ -87,7 +87,7 @@ def _of(hint: object) -> Schema:
     if origin is typing.Literal:
         return {"enum": list(arguments)}
     if origin is not None:
-        return {"type": ["object", "null"], "additionalProperties": _TEXT}
+        return {"type": ["object", "null"], "additionalProperties": _of(arguments[1])}
     if isinstance(hint, type) and issubclass(hint, Enum):
         return {"enum": [member.value for member in hint]}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
