@@ -275,6 +275,8 @@ class Probe:
         try:
             connection.writer.write(encode(number, Read(VERSION)))
             line = await connection.reader.readline()
+        except ConnectionError:
+            line = b""
         except (OSError, ValueError) as error:
             raise GpuError(f"cannot hear the probe: {error}") from None
         if not line:

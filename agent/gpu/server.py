@@ -47,7 +47,9 @@ PATIENCE_S = 3.0
 """How long an answer waits for calls; what has not come back by then is said to hang, and is waited for no more."""
 
 LIST_AGAIN_S = 60.0
-EVENT_WAIT_MS = 2000
+EVENT_WAIT_MS = 500
+"""A wait for events cannot be cut short: letting go of the driver takes so long. A round costs 40 µs."""
+
 MOST_XIDS = 1000
 LISTEN_FD = 3  # sd_listen_fds(3)
 

@@ -147,12 +147,13 @@ class Book:
         """Count on from what :meth:`to_json` gave at the last commit of this boot; nothing was taken before."""
         self._xids = {(device, code): count for device, code, count in stored.get("xids", ())}
         self._last_code = dict(stored.get("last", {}))
-        self._uuids = dict(stored.get("uuids", {}))
+        self._uuids = {**stored.get("uuids", {}), **self._uuids}
         self._named = {
             (name, tuple((key, value) for key, value in labels)): count
             for name, labels, count in stored.get("named", ())
         }
         self._announced = {*self._xids, *self._named}
+        self._changed = True
 
     # -- kinds of findings --
 

@@ -108,13 +108,12 @@ matched."""
 
 _ANY = re.compile("|".join(f"(?:{re.sub(r'[(][?]P<[a-z]+>', '(?:', p.regex.pattern)})" for p in PATTERNS.values()))
 
-_XID = re.compile(r"NVRM: Xid \((?:PCI:)?(?P<device>[0-9a-fA-F:.]+)\): (?P<code>\d+)(?:, *(?P<text>.*))?")
+_ADDRESS = r"(?P<device>(?:[0-9a-fA-F]{1,8}:){1,2}[0-9a-fA-F]{1,2}(?:\.[0-9a-fA-F])?)"
+_XID = re.compile(rf"NVRM: Xid \((?:PCI:)?{_ADDRESS}\): (?P<code>\d{{1,6}})\b(?:, *(?P<text>.*))?")
 _WHO = re.compile(r"pid='?(?P<pid>\d+)'?(?:, name=(?P<name>[^,]+))?")
-_SXID = re.compile(
-    r"(?P<switch>nvidia-nvswitch\d+): SXid \(PCI:(?P<device>[0-9a-fA-F:.]+)\): (?P<code>\d+), (?P<text>.*)"
-)
-_IDENTITY = re.compile(r"NVRM: GPU at PCI:(?P<device>[0-9a-fA-F:.]+): (?P<uuid>GPU-[0-9a-fA-F-]+)")
-_NAMED_GPU = re.compile(r"NVRM: (?:The NVIDIA )?GPU (?P<device>[0-9a-fA-F]+(?::[0-9a-fA-F]+)+(?:\.[0-9])?)")
+_SXID = re.compile(rf"(?P<switch>nvidia-nvswitch\d+): SXid \(PCI:{_ADDRESS}\): (?P<code>\d{{1,9}}), (?P<text>.*)")
+_IDENTITY = re.compile(rf"NVRM: GPU at PCI:{_ADDRESS}: (?P<uuid>GPU-[0-9a-fA-F-]+)")
+_NAMED_GPU = re.compile(rf"NVRM: (?:The NVIDIA )?GPU {_ADDRESS}")
 _FALLEN = "fallen off the bus"
 FALLEN_OFF_THE_BUS = 79
 
