@@ -280,6 +280,32 @@ class Database:
         return kind(f'cannot use "{self.path}": {error}')
 
 
+class _Patient(sqlite3.Connection):
+    """A connection that waits before a statement, not within it, while its file system is frozen.
+
+    SQLite would wait in a page fault on the memory that it shares with readers, and whoever waits there keeps all
+    other threads of the process from mapping memory and from starting children (docs/decisions/027).
+    """
+
+    absent = ""
+    """A name beside the file that nobody has."""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        self._await_thaw()
+        return super().execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+        self._await_thaw()
+        return super().executemany(sql, parameters)
+
+    def _await_thaw(self) -> None:
+        """To remove what is not there waits as a write would, writes nothing, and takes two microseconds."""
+        try:
+            os.rmdir(self.absent)
+        except OSError:
+            pass
+
+
 class StateLock:
     """The right to write a state directory: one agent, or one command while no agent runs."""
 
@@ -360,7 +386,8 @@ def connect(path: Path, schema: Schema, forward: list[Forward] | None = None) ->
             raise Damaged("it is gone and left its log behind")  # a new file would take that log for its own
         _create(path, schema)
     _check_files(path, schema)
-    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, factory=_Patient)
+    connection.absent = f"{path}.absent"
     try:
         _check_content(connection, path, schema)
         (version,) = connection.execute("PRAGMA user_version").fetchone()

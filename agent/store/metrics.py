@@ -254,8 +254,9 @@ class Metrics:
             await asyncio.wait({self._flushing})
 
     async def close(self) -> None:
-        """Give waiting rows a last chance."""
+        """Give waiting rows a last chance; while the disk is stuck no process that uses it could end anyway."""
         await self.append((), deadline_s=DEADLINE_S)
+        await self.settled()
 
     # One row: what is read becomes text once, and waits until the file has it.
 
