@@ -138,7 +138,7 @@ class Agent:
                 ticked = self._supervisor.progress("sampler", patience_s=30.0)
                 tasks = [self._keep("sampler", lambda: sampler.run(ticked))]
                 try:
-                    rules = await reading
+                    rules = await self._rules_or_last(reading, store)
                     self._build(store, ops, sampler, rules)
                     tasks += await self._start()
                     if page:
@@ -155,6 +155,7 @@ class Agent:
             parts = self.parts
             await self._tell_what_was_mended()
             await parts.engine.restore()
+            await self._remember_rules(parts.engine.rules)
             await parts.sampler.once()
             await parts.engine.once()
             await parts.dispatch.once()
@@ -162,10 +163,11 @@ class Agent:
     @contextlib.asynccontextmanager
     async def built(self) -> AsyncIterator[None]:
         """Everything built and nothing running."""
-        rules = await asyncio.to_thread(load_rules, self._loaded)
         async with contextlib.AsyncExitStack() as stack:
             store = await self._open_store()
             stack.push_async_callback(store.close)
+            reading = asyncio.create_task(asyncio.to_thread(load_rules, self._loaded))
+            rules = await self._rules_or_last(reading, store)
             ops = hands(self._loaded.config, self._clock)
             stack.push_async_callback(ops.close)
             sampler = self._make_sampler(store)
@@ -421,7 +423,7 @@ class Agent:
         self._figures.reload_ok = True
         self.parts.calendar.replace(rules.jobs)
         await self._watch_logs(rules)
-        await self._remember_rules(rules)
+        await self._remember_rules(rules, "reload")
         changed = loaded.config != self._loaded.config
         note = "; the configuration changed too and needs a restart" if changed else ""
         log.info("reloaded rules=%s%s", rules.digest, note)
@@ -456,9 +458,28 @@ class Agent:
         except Exception:
             log.exception("reload_crashed")  # in the task group it would be the end of the agent
 
-    async def _remember_rules(self, rules: RuleSet) -> None:
+    async def _rules_or_last(self, reading: asyncio.Task[RuleSet], store: Store) -> RuleSet:
+        """The rules as they are written; where they are faulty, those that were in force last, and it is said."""
         try:
-            await self.parts.store.ledger.keep_rules(rules.digest, rules.text)
+            return await reading
+        except FaultyFilesError as refused:
+            last = await store.ledger.last_rules()
+            if last is None:
+                raise
+            try:
+                rules = await asyncio.to_thread(overrides.from_text, last[1], self._loaded.path)
+            except (UpkeepError, ValueError):
+                raise refused from None
+            self._figures.reload_ok = False
+            message = f"the rules cannot be loaded, those in force before ({last[0]}) are used: {refused}"
+            log.error("rules_refused faults=%d used=%s", len(refused.faults), last[0])
+            event = Event("rules_refused", Severity.ERROR, message, "agent", self._clock.wall())
+            await store.metrics.add_events([event])
+            return rules
+
+    async def _remember_rules(self, rules: RuleSet, by: str = "start") -> None:
+        try:
+            await self.parts.store.ledger.keep_rules(rules.digest, rules.text, by)
         except StoreError as error:
             log.error("rules_not_kept hash=%s error=%s", rules.digest, error)
 

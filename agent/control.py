@@ -92,6 +92,14 @@ class Controls:
         if action is None or action.status is not ActionStatus.AWAITING_APPROVAL:
             raise UpkeepError(f"cannot approve action {id}: it does not wait for approval")
         extra = {**action.extra, "approved": who}
+    async def alert_mark(self, who: str, id: int, useful: bool, why: str) -> object:
+        """What a person says of an alert afterwards; a false alarm needs a reason."""
+        if not useful and not why.strip():
+            raise UpkeepError("cannot mark an alert false without a reason: --why TEXT")
+        if not await self._ledger.mark_alert(id, useful=useful, why=why, by=who):
+            raise UpkeepError(f"cannot mark alert {id}: there is none")
+        return {}
+
         await self._ledger.save_action(
             dataclasses.replace(action, status=ActionStatus.REQUESTED, reason="", extra=extra)
         )
@@ -122,7 +130,7 @@ class Controls:
         return {}
 
 
-VERBS = ("silence_add", "silence_end", "circuit_close", "approve", "apply", "job_run", "reload")
+VERBS = ("silence_add", "silence_end", "circuit_close", "alert_mark", "approve", "apply", "job_run", "reload", "state_accept")
 
 
 async def perform(controls: Controls, who: str, verb: str, fields: Mapping[str, object]) -> object:

@@ -9,15 +9,14 @@ reason; nothing is guessed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
-from agent.errors import ExpressionError, Fault, UpkeepError
-from agent.located import Duration, Scalar, did_you_mean, parse_duration, parse_size
+from agent.errors import ExpressionError, Fault, FaultyFilesError, UpkeepError
+from agent.located import Duration, Faults, Scalar, convert, did_you_mean, parse_duration, parse_size
 from agent.matching import full_labels, matches, parse_matchers
 from agent.model import Labels, Mode, make_labels
 
@@ -91,6 +90,8 @@ def apply(rules: RuleSet, overrides: Mapping[str, Override], path: str, places: 
 
     The set's text, and so its digest, speak of the overrides too.
     """
+    from agent.rulefile import digest_of, join_texts
+
     if not overrides:
         return rules, []
     found: list[Fault] = []
@@ -116,9 +117,60 @@ def apply(rules: RuleSet, overrides: Mapping[str, Override], path: str, places: 
         replace(group, rules=tuple(kept for rule in group.rules for kept in _applied(rule, overrides, say)))
         for group in rules.groups
     ]
-    text = f"{rules.text}\n# overrides\n# {json.dumps({name: asdict(each) for name, each in overrides.items()})}\n"
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return replace(rules, groups=tuple(groups), text=text, digest=digest), found
+    text = rules.text + join_texts({PART: written(overrides)})
+    return replace(rules, groups=tuple(groups), text=text, digest=digest_of(text)), found
+
+
+PART = "overrides"
+"""The name of the overrides among the parts of a set's text."""
+
+
+def written(overrides: Mapping[str, Override]) -> str:
+    """Overrides as they could stand in a file: JSON, which is YAML too."""
+    return json.dumps({name: _written(each) for name, each in overrides.items()})
+
+
+def _written(override: Override) -> dict[str, object]:
+    held: dict[str, object] = {}
+    if override.threshold is not None:
+        held["threshold"] = override.threshold
+    if override.for_ is not None:
+        held["for"] = f"{round(override.for_ * 1000)}ms"
+    if override.mode is not None:
+        held["mode"] = override.mode.value
+    return held or {"disabled": True}
+
+
+def from_text(text: str, path: str) -> RuleSet:
+    """The set whose text the ledger kept, overrides included.
+
+    Parameters
+    ----------
+    path
+        The name of the file with the overrides, for messages.
+
+    Raises
+    ------
+    FaultyFilesError
+        When this version no longer takes it.
+    ValueError
+        When it is no text of a set.
+    """
+    from agent import rulefile, yamlfile
+
+    texts = rulefile.split_texts(text)
+    parsed = yamlfile.parse_apart(texts)
+    changes = parsed.pop(PART, None)
+    rules, found = rulefile.from_nodes(parsed)
+    if rules is not None and changes is not None and changes.root is not None:
+        faults = Faults(path)
+        overrides = convert(Overrides, changes.root, faults)
+        rules, more = apply(rules, overrides, path, {})  # type: ignore[arg-type]
+        found = [*found, *faults.found, *more]
+    errors = [fault for fault in found if not fault.warning]
+    if rules is None or errors:
+        raise FaultyFilesError(errors)
+    return rules
 
 
 def _selects(selector: str, rule: AlertRule) -> bool:

@@ -429,9 +429,43 @@ def from_nodes(parsed: Mapping[str, yamlfile.Parsed]) -> tuple[RuleSet | None, l
     warnings = tuple(fault for fault in found if fault.warning)
     if any(not fault.warning for fault in found):
         return None, found
-    text = "\n".join(f"# {os.path.basename(path)}\n{each.text}" for path, each in parsed.items())
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    text = join_texts({path: each.text for path, each in parsed.items()})
+    digest = digest_of(text)
     return RuleSet(groups, patterns, jobs, inhibitions, digest, text, warnings), found
+
+
+_PART = re.compile(r"# (.+) \((\d+) characters\)\n")
+
+
+def join_texts(texts: Mapping[str, str]) -> str:
+    """Several files as one text, each under its name and length, so that :func:`split_texts` gives them back."""
+    return "".join(f"# {name} ({len(text)} characters)\n{text}\n" for name, text in texts.items())
+
+
+def split_texts(text: str) -> dict[str, str]:
+    """What :func:`join_texts` joined.
+
+    Raises
+    ------
+    ValueError
+        When it is not such a text.
+    """
+    found: dict[str, str] = {}
+    at = 0
+    while at < len(text):
+        head = _PART.match(text, at)
+        if head is None:
+            raise ValueError("cannot split a rule set: a part has no head")
+        end = head.end() + int(head[2])
+        found[head[1]] = text[head.end() : end]
+        at = end + 1
+    return found
+
+
+def digest_of(text: str) -> str:
+    """The hash that names a set, of its files' names and texts wherever they lie."""
+    named = {os.path.basename(path): part for path, part in split_texts(text).items()}
+    return hashlib.sha256(join_texts(named).encode()).hexdigest()[:16]
 
 
 def _check_group_names(file: _WrittenFile, faults: Faults) -> None:

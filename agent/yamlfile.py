@@ -8,6 +8,7 @@ answer. Only the events of the parser are used: no tag is resolved, no alias fol
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import pwd
@@ -25,6 +26,7 @@ MAX_DEPTH = 32
 CPU_LIMIT_S = 2
 MEMORY_LIMIT_BYTES = 256 * 1024 * 1024
 DEADLINE_S = 10.0
+EDITORS = "upkeep-editors"
 
 Composed = tuple[Node | None, tuple[Fault, ...]]
 """A document's root (None when there is none, or it cannot be parsed) and what is wrong with it."""
@@ -65,6 +67,12 @@ def read(paths: Sequence[str], *, apart: bool = True) -> dict[str, Parsed]:
     return {path: Parsed(*composed[path], texts.get(path, "")) for path in paths}
 
 
+def parse_apart(texts: dict[str, str]) -> dict[str, Parsed]:
+    """Located nodes and faults of texts that lie in no file, parsed in the limited child."""
+    composed = _in_child(texts) if texts else {}
+    return {name: Parsed(*composed[name], text) for name, text in texts.items()}
+
+
 def _text(path: str, faults: Faults) -> str | None:
     """The file's text, after the checks that need no parser: kind, owner, writers, size, encoding."""
     try:
@@ -100,9 +108,17 @@ def _untrusted(status: os.stat_result) -> str:
         return f"cannot trust: owned by uid {status.st_uid}, must be root or the agent's own user"
     if status.st_mode & stat.S_IWOTH:
         return "cannot trust: others may write it; run: chmod o-w"
-    if status.st_mode & stat.S_IWGRP and status.st_gid != _private_group(status.st_uid):
-        return "cannot trust: its group may write it; run: chmod g-w"
+    if status.st_mode & stat.S_IWGRP and status.st_gid not in (_private_group(status.st_uid), _editors(status.st_uid)):
+        return f"cannot trust: its group may write it; run: chmod g-w, or let root own it and its group be {EDITORS}"
     return ""
+
+
+def _editors(owner: int) -> int:
+    """The group whose members may write rules that root owns."""
+    try:
+        return grp.getgrnam(EDITORS).gr_gid if owner == 0 else -1
+    except KeyError:
+        return -1
 
 
 def _private_group(uid: int) -> int:

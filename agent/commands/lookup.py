@@ -186,16 +186,21 @@ def events(arguments: Namespace) -> int:
 
 
 def alerts(arguments: Namespace) -> int:
-    """Alerts that stand, then those that ended, newest first."""
+    """Alerts that stand, then those that ended, newest first; or a person's word on one of them."""
+    if arguments.what == "mark":
+        return _mark(arguments)
     with Reader.open(state_dir(arguments)) as reader:
         found = reader.alerts(since=parse_time(arguments.since, time.time()))
     kept = [each for each in found if arguments.rule in (None, each.alert.rule)]
+        said = _said(reader)
+        quiet = _quiet(reader, arguments, [each.alert for each in found if each.ended_at is None])
     kept = sorted(kept, key=lambda each: each.ended_at is not None)[: arguments.limit]
     if arguments.json:
         print_json(
             [
                 {
                     "rule": each.alert.rule,
+                    "id": each.id,
                     "labels": dict(each.alert.labels),
                     "state": each.alert.state.value if each.ended_at is None else "inactive",
                     "value": json_number(each.alert.value),
@@ -204,22 +209,57 @@ def alerts(arguments: Namespace) -> int:
                     "ended_at": iso(each.ended_at),
                     "missing": each.alert.missing,
                 }
+                    "quiet": quiet.get(each.alert, "") if each.ended_at is None else "",
+                    "useful": said.get(each.id, (None, None))[0],
+                    "rule_set": said.get(each.id, (None, None))[1],
                 for each in kept
             ]
         )
     else:
         print_table(
-            ("RULE", "STATE", "SINCE", "ENDED", "VALUE", "LABELS"),
+            ("ID", "RULE", "STATE", "SINCE", "ENDED", "VALUE", "USEFUL", "QUIET", "LABELS"),
             [
                 (
                     each.alert.rule,
+                    each.id,
                     each.alert.state.value if each.ended_at is None else "ended",
                     clock_time(each.alert.active_since),
                     clock_time(each.ended_at),
                     each.alert.value,
                     words(each.alert.labels),
+                    {True: "yes", False: "no", None: "-"}[said.get(each.id, (None, None))[0]],
+                    (quiet.get(each.alert, "") if each.ended_at is None else "") or "-",
                 )
                 for each in kept
             ],
         )
     return 0
+
+
+def _mark(arguments: Namespace) -> int:
+    if not (arguments.id or "").isdigit() or arguments.verdict is None:
+        raise UpkeepError("cannot mark an alert: upkeep alerts mark ID true|false --why TEXT")
+    from agent.commands.act import tell  # whoever only looks talks to nobody
+
+    useful = arguments.verdict == "true"
+    tell(arguments, "alert_mark", {"id": int(arguments.id), "useful": useful, "why": arguments.why or ""})
+    print(f"alert {arguments.id} marked {'useful' if useful else 'false'}")
+    return 0
+
+
+def _said(reader: Reader) -> dict[int, tuple[bool | None, str | None]]:
+    """What people said of each alert, and the rule set that judged it."""
+    try:
+        _, rows = reader.sql("SELECT id, useful, rule_set FROM alerts")
+    except StoreError:  # a ledger that an older version wrote last
+        return {}
+    return {number: (None if useful is None else bool(useful), digest) for number, useful, digest in rows}
+
+
+def _quiet(reader: Reader, arguments: Namespace, standing: Sequence[Alert]) -> dict[Alert, str]:
+    """What keeps each standing alert quiet; where none stands, nothing is read for it."""
+    if not standing:
+        return {}
+    from agent.commands.quiet import quiet_words
+
+    return dict(zip(standing, quiet_words(reader, loaded(arguments), standing, time.time()), strict=True))

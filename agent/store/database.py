@@ -94,7 +94,7 @@ class Schema:
 
 
 METRICS = Schema("metrics", 3, 0x55504B4D, "NORMAL", checked_whole=False)
-LEDGER = Schema("ledger", 2, 0x55504B4C, "FULL", checked_whole=True)
+LEDGER = Schema("ledger", 3, 0x55504B4C, "FULL", checked_whole=True)
 
 
 class Damaged(Exception):

@@ -337,13 +337,31 @@ class Ledger:
             )
         )
 
-    async def keep_rules(self, digest: str, text: str) -> None:
-        """Keep the text of a rule set that came into force."""
+    async def keep_rules(self, digest: str, text: str, by: str = "start") -> None:
+        """Keep the text of a rule set that came into force, when, and by whose word; once while it stays in force."""
+        now = self._clock.wall()
         await self._database.write(
+            ("INSERT OR IGNORE INTO rule_set (hash, first_at, text) VALUES (?, ?, ?)", (digest, now, text)),
             (
-                "INSERT OR IGNORE INTO rule_set (hash, first_at, text) VALUES (?, ?, ?)",
-                (digest, self._clock.wall(), text),
-            )
+                "INSERT INTO rule_use (at, hash, by) SELECT ?, ?, ? "
+                "WHERE ? IS NOT (SELECT hash FROM rule_use ORDER BY id DESC LIMIT 1)",
+                (now, digest, by, digest),
+            ),
+        )
+
+    async def last_rules(self) -> tuple[str, str] | None:
+        """Hash and text of the rule set that came into force last."""
+        rows = await self._database.read(
+            "SELECT hash, text FROM rule_use JOIN rule_set USING (hash) ORDER BY rule_use.id DESC LIMIT 1"
+        )
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    async def mark_alert(self, number: int, *, useful: bool, why: str, by: str) -> bool:
+        """Commit what a person says of an alert; false when there is none of that id."""
+        return await self._hit(
+            "INSERT INTO alert_mark (alert, useful, why, by, at) SELECT id, ?, ?, ?, ? FROM alert WHERE id = ? "
+            "RETURNING id",
+            (useful, why, by, self._clock.wall(), number),
         )
 
     async def rules(self, digest: str) -> str | None:

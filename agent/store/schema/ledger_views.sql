@@ -8,7 +8,9 @@ SELECT id,
        json_extract(value, '$') AS value,
        strftime('%Y-%m-%dT%H:%M:%fZ', fired_at, 'unixepoch') AS fired,
        strftime('%Y-%m-%dT%H:%M:%fZ', ended_at, 'unixepoch') AS ended,
-       missing
+       missing,
+       (SELECT useful FROM alert_mark WHERE alert_mark.alert = alert.id ORDER BY alert_mark.id DESC LIMIT 1) AS useful,
+       (SELECT hash FROM rule_use WHERE at <= active_since ORDER BY at DESC, rule_use.id DESC LIMIT 1) AS rule_set
 FROM alert;
 
 CREATE VIEW actions AS
@@ -34,7 +36,8 @@ SELECT id,
        json_extract(outcome, '$.error') AS error,
        json_extract(outcome, '$.text') AS text,
        strftime('%Y-%m-%dT%H:%M:%fZ', started_at, 'unixepoch') AS started,
-       strftime('%Y-%m-%dT%H:%M:%fZ', finished_at, 'unixepoch') AS finished
+       strftime('%Y-%m-%dT%H:%M:%fZ', finished_at, 'unixepoch') AS finished,
+       (SELECT hash FROM rule_use WHERE at <= requested_at ORDER BY at DESC, rule_use.id DESC LIMIT 1) AS rule_set
 FROM action;
 
 CREATE VIEW action_items AS
@@ -82,3 +85,19 @@ SELECT id,
        verdict,
        strftime('%Y-%m-%dT%H:%M:%fZ', mailed_at, 'unixepoch') AS mailed
 FROM report;
+
+CREATE VIEW rule_sets AS
+SELECT rule_use.id AS id,
+       strftime('%Y-%m-%dT%H:%M:%fZ', at, 'unixepoch') AS time,
+       hash,
+       by,
+       text
+FROM rule_use JOIN rule_set USING (hash);
+
+CREATE VIEW precision AS
+SELECT rule,
+       count(*) AS fired,
+       sum(useful IS 1) AS useful,
+       sum(useful IS 0) AS false_alarms,
+       round(1.0 * sum(useful IS 1) / nullif(count(useful), 0), 3) AS precision
+FROM alerts WHERE fired IS NOT NULL GROUP BY rule;

@@ -104,6 +104,8 @@ def filled(with_store: WithStore, state_dir: Path, clock: ManualClock) -> Path:
         await store.ledger.save_run(JobRun("logs", at, at))
         await store.ledger.add_silence(Silence("{}", "w", "me", at, 60))
         await store.ledger.add_report(ReportRecord("weekly", 0, at, at, "/r.html", "calm"))
+        await store.ledger.keep_rules("a1b2", "groups: []\n")
+        assert await store.ledger.mark_alert(1, useful=True, why="", by="me")
 
     with_store(body)
     return state_dir
