@@ -184,6 +184,7 @@ class Agent:
             run_job=self.parts.calendar.begin_now,
             reload=self.reload,
             wake=self.parts.dispatch.wake,
+            state_dir=self.state_dir,
         )
 
     # -- building --
@@ -224,6 +225,8 @@ class Agent:
         for source in sources:
             if isinstance(source.collector, SelfCollector):
                 source.collector.add(sampler.figures)
+                source.collector.add(self._notification_figures)
+                source.collector.add(store.copies.figures)
         return sampler
 
     def _build(self, store: Store, ops: OpsClient, sampler: Sampler, rules: RuleSet) -> None:
@@ -241,14 +244,19 @@ class Agent:
             append=store.metrics.append,
             record=store.metrics.add_events,
             requested=lambda: dispatch.wake(),
+            changed=self._tell_people,
             progress=self._supervisor.progress("engine", patience_s=120.0),
         )
         dispatch = Dispatch(
-            changed=self._tell_people,
             ledger=store.ledger,
             engine=engine,
             tools=Tools(ops, Journal(store.metrics.add_events, self._clock), self._write_report, self._paused),
-            brakes=Brakes(settings.remediation, settings.mode, self._paused),
+            brakes=Brakes(
+                settings.remediation,
+                settings.mode,
+                self._paused,
+                observing=lambda: inhibit.observing(self.state_dir),
+            ),
             clock=self._clock,
             collect_now=sampler.collect_now,
             record=store.metrics.add_events,
@@ -265,14 +273,6 @@ class Agent:
             requested=dispatch.wake,
         )
         self.parts = Parts(store, ops, engine, dispatch, sampler, calendar)
-
-    @contextlib.contextmanager
-    def _history(self) -> Iterator[Reader]:
-        with Reader.open(self.state_dir) as reader:
-            yield reader
-
-    async def _start(self) -> list[asyncio.Task[None]]:
-        parts = self.parts
         self._router = self._make_router(store, engine)
 
     def _make_router(self, store: Store, engine: Engine) -> Router | None:
@@ -303,6 +303,14 @@ class Agent:
 
     def _notification_figures(self) -> tuple[tuple[Series, ...], Sequence[float]]:
         return self._router.figures() if self._router is not None else ((), ())
+
+    @contextlib.contextmanager
+    def _history(self) -> Iterator[Reader]:
+        with Reader.open(self.state_dir) as reader:
+            yield reader
+
+    async def _start(self) -> list[asyncio.Task[None]]:
+        parts = self.parts
         await self._tell_what_was_mended()
         await parts.engine.restore()
         await self._remember_rules(parts.engine.rules)
@@ -317,6 +325,8 @@ class Agent:
             self._keep("watchdog", self._feed_watchdog),
             *await self._watch_kernel(),
         ]
+        if self._router is not None:
+            tasks.append(self._keep("notify", self._router.run))
         await self._watch_logs(parts.engine.rules)
         self._signals()
         # What was built at start stays for ever: the collector need not walk it again.
@@ -325,8 +335,6 @@ class Agent:
         memory.give_back_code()
         self.ready.set()
         systemd.notify("READY=1", "STATUS=watching")
-        if self._router is not None:
-            tasks.append(self._keep("notify", self._router.run))
         log.info("agent_started pid=%d state_dir=%s mode=%s", os.getpid(), self.state_dir, self._loaded.config.mode)
         return tasks
 

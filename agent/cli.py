@@ -51,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     _rule_commands(commands)
     _looking_commands(commands)
     _acting_commands(commands)
+    _keeping_commands(commands)
     _other_commands(commands)
     return parser
 
@@ -136,11 +137,11 @@ def _looking_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     events.add_argument("--severity", choices=["info", "warning", "error", "critical"], help="only of this severity")
     _since(events, "24h")
     alerts = _json(_add(commands, "alerts", "lookup:alerts", "alerts that stand, then those that ended"))
-    alerts.add_argument("--rule", help="only of this rule")
     alerts.add_argument("what", nargs="?", choices=["mark"], help="say whether an alert was useful")
     alerts.add_argument("id", nargs="?", metavar="ID", help="the alert to mark")
     alerts.add_argument("verdict", nargs="?", choices=["true", "false"], help="false: a false alarm")
     alerts.add_argument("--why", metavar="TEXT", help="the reason; a false alarm needs one")
+    alerts.add_argument("--rule", help="only of this rule")
     _since(alerts, "7d")
     job = _json(_add(commands, "job", "job:run", "the calendar"))
     job.add_argument("what", choices=["list", "run"])
@@ -164,7 +165,11 @@ def _acting_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     silence.add_argument("--for", dest="duration", metavar="D", help="how long")
     silence.add_argument("--every", metavar="CRON", help="again at each of these times, for that long")
+    silence.add_argument("--zone", metavar="ZONE", help="the time zone of --every; else that of the configuration")
     silence.add_argument("--why", metavar="TEXT", help="the reason; required")
+    notify = _json(_add(commands, "notify", "notify:run", "who is told of alerts, and a test that shows the dialogue"))
+    notify.add_argument("what", choices=["list", "test"], help="the routes, or send each a marked message")
+    notify.add_argument("route", nargs="?", metavar="ROUTE", help="only this one; `heartbeat` is the address asked")
     circuit = _add(
         commands, "circuit", "act:circuit", "let a handler act again that was stopped because it did not help"
     )
@@ -172,6 +177,35 @@ def _acting_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     circuit.add_argument("name", nargs="?", metavar="HANDLER:RESOURCE")
     approve = _add(commands, "approve", "act:approve", "let an action that waits for a person go on")
     approve.add_argument("id", type=int, metavar="ID")
+
+
+def _keeping_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    state = _json(_add(commands, "state", "state:run", "save and restore the ledger and what was configured"))
+    state.add_argument(
+        "what",
+        choices=["save", "list", "restore", "accept"],
+        help="`list`: the nightly copies; `accept`: end the observing that follows a restore",
+    )
+    state.add_argument("file", nargs="?", metavar="FILE", help="the archive; to restore, a copy of the ledger too")
+    state.add_argument("--dry-run", action="store_true", help="restore: look at the file and say what would be done")
+    state.add_argument("--yes", action="store_true", help="restore: do not ask")
+    state.add_argument(
+        "--configuration", metavar="DIR", help="restore: write the saved configuration there, and nothing else"
+    )
+    export = _add(commands, "export", "export:run", "samples as OpenMetrics text or CSV")
+    export.add_argument(
+        "selectors", nargs="*", metavar="SELECTOR", help="such as 'node_load1' or '{job=\"x\"}'; none: all"
+    )
+    export.add_argument("--start", metavar="T", help="only from this instant on")
+    export.add_argument("--end", metavar="T", help="only up to this instant")
+    export.add_argument("--format", choices=["openmetrics", "csv"], default="openmetrics", help="(openmetrics)")
+    export.add_argument("--out", metavar="FILE", help="a file, written whole or not at all; else standard output")
+    import_ = _json(
+        _add(commands, "import", "import_:run", "samples of OpenMetrics or Prometheus text, or a metrics.db")
+    )
+    import_.add_argument(
+        "file", metavar="FILE", help="text with an instant on every line, or another agent's metrics.db"
+    )
 
 
 def _other_commands(commands: Commands[argparse.ArgumentParser]) -> None:

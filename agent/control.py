@@ -19,9 +19,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent import inhibit
 from agent.clock import Clock
 from agent.errors import StoreError, UpkeepError
-from agent.model import Action, ActionStatus, Mode
+from agent.model import Action, ActionStatus, Mode, done_by_person
 from agent.silencing import check_every, parse_matchers
 from agent.store import Ledger, Silence
 
@@ -45,6 +46,8 @@ class Controls:
         Reads configuration and rules again; returns why it was refused, or nothing.
     wake
         Tells dispatch that something waits.
+    state_dir
+        Where the brakes are that are files.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Controls:
         run_job: Callable[[str, str], Awaitable[list[Action]]],
         reload: Callable[[], Awaitable[str]],
         wake: Callable[[], None],
+        state_dir: Path,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -63,6 +67,7 @@ class Controls:
         self._run_job = run_job
         self._reload = reload
         self._wake = wake
+        self._state_dir = state_dir
 
     async def silence_add(self, who: str, matchers: str, for_s: float, every: str, why: str) -> object:
         """Keep alerts from acting; a reason is required."""
@@ -87,11 +92,6 @@ class Controls:
         self._wake()
         return {}
 
-    async def approve(self, who: str, id: int) -> object:
-        action = await self._ledger.action(id)
-        if action is None or action.status is not ActionStatus.AWAITING_APPROVAL:
-            raise UpkeepError(f"cannot approve action {id}: it does not wait for approval")
-        extra = {**action.extra, "approved": who}
     async def alert_mark(self, who: str, id: int, useful: bool, why: str) -> object:
         """What a person says of an alert afterwards; a false alarm needs a reason."""
         if not useful and not why.strip():
@@ -100,6 +100,11 @@ class Controls:
             raise UpkeepError(f"cannot mark alert {id}: there is none")
         return {}
 
+    async def approve(self, who: str, id: int) -> object:
+        action = await self._ledger.action(id)
+        if action is None or action.status is not ActionStatus.AWAITING_APPROVAL:
+            raise UpkeepError(f"cannot approve action {id}: it does not wait for approval")
+        extra = {**action.extra, "approved": who}
         await self._ledger.save_action(
             dataclasses.replace(action, status=ActionStatus.REQUESTED, reason="", extra=extra)
         )
@@ -122,6 +127,16 @@ class Controls:
         for action in asked:
             await self._carry_out(action)
         return {"actions": len(asked)}
+
+    async def state_accept(self, who: str) -> object:
+        """End the observing that began with a restore; the ledger says who did."""
+        if not inhibit.observing(self._state_dir):
+            raise UpkeepError("cannot accept the state: it was not restored, or was accepted already")
+        record = done_by_person("state_accept", "the configured mode is in force again", who, self._clock.wall())
+        await self._ledger.commit_alerts([], [record])
+        inhibit.accept(self._state_dir)
+        self._wake()
+        return {}
 
     async def reload(self, who: str) -> object:
         refused = await self._reload()

@@ -11,6 +11,7 @@ from agent.commands.common import (
     clock_time,
     iso,
     json_number,
+    loaded,
     parse_time,
     print_json,
     print_table,
@@ -19,7 +20,7 @@ from agent.commands.common import (
     words,
 )
 from agent.errors import StoreError, UpkeepError
-from agent.model import Action
+from agent.model import Action, Alert
 from agent.store.read import Reader
 
 # -- SQL -------------------------------------------------------------------------------------------------------------
@@ -191,16 +192,16 @@ def alerts(arguments: Namespace) -> int:
         return _mark(arguments)
     with Reader.open(state_dir(arguments)) as reader:
         found = reader.alerts(since=parse_time(arguments.since, time.time()))
-    kept = [each for each in found if arguments.rule in (None, each.alert.rule)]
         said = _said(reader)
         quiet = _quiet(reader, arguments, [each.alert for each in found if each.ended_at is None])
+    kept = [each for each in found if arguments.rule in (None, each.alert.rule)]
     kept = sorted(kept, key=lambda each: each.ended_at is not None)[: arguments.limit]
     if arguments.json:
         print_json(
             [
                 {
-                    "rule": each.alert.rule,
                     "id": each.id,
+                    "rule": each.alert.rule,
                     "labels": dict(each.alert.labels),
                     "state": each.alert.state.value if each.ended_at is None else "inactive",
                     "value": json_number(each.alert.value),
@@ -208,10 +209,10 @@ def alerts(arguments: Namespace) -> int:
                     "fired_at": iso(each.alert.fired_at),
                     "ended_at": iso(each.ended_at),
                     "missing": each.alert.missing,
-                }
                     "quiet": quiet.get(each.alert, "") if each.ended_at is None else "",
                     "useful": said.get(each.id, (None, None))[0],
                     "rule_set": said.get(each.id, (None, None))[1],
+                }
                 for each in kept
             ]
         )
@@ -220,15 +221,15 @@ def alerts(arguments: Namespace) -> int:
             ("ID", "RULE", "STATE", "SINCE", "ENDED", "VALUE", "USEFUL", "QUIET", "LABELS"),
             [
                 (
-                    each.alert.rule,
                     each.id,
+                    each.alert.rule,
                     each.alert.state.value if each.ended_at is None else "ended",
                     clock_time(each.alert.active_since),
                     clock_time(each.ended_at),
                     each.alert.value,
-                    words(each.alert.labels),
                     {True: "yes", False: "no", None: "-"}[said.get(each.id, (None, None))[0]],
                     (quiet.get(each.alert, "") if each.ended_at is None else "") or "-",
+                    words(each.alert.labels),
                 )
                 for each in kept
             ],

@@ -553,13 +553,20 @@ def stamp(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y%m%dT%H%M%SZ")
 
 
-def set_aside(path: Path, suffix: str) -> Path:
-    """Rename a file and its companions, the log first: a crash between must not leave one to a file that comes."""
+def set_aside(path: Path, suffix: str, *, leave: bool = False) -> Path:
+    """Rename a file and its companions, the log first: a crash between must not leave one to a file that comes.
+
+    With ``leave`` a regular file also keeps its name, for another one to take its place in one step.
+    """
     target, number = Path(f"{path}.{suffix}"), 1
     while any(os.path.lexists(f"{target}{companion}") for companion in _COMPANIONS):
         target, number = Path(f"{path}.{suffix}-{number}"), number + 1
     for companion in reversed(_COMPANIONS):
-        if os.path.lexists(f"{path}{companion}"):
+        if not os.path.lexists(f"{path}{companion}"):
+            continue
+        if not companion and leave and stat.S_ISREG(path.lstat().st_mode):
+            os.link(path, target)
+        else:
             os.rename(f"{path}{companion}", f"{target}{companion}")
     return target
 
