@@ -63,6 +63,8 @@ class Brakes:
     mode: Mode
     paused: Callable[[], bool]
     host_busy: Callable[[], bool] = lambda: False
+    observing: Callable[[], bool] = lambda: False
+    """Whether nothing is carried out, whatever mode a rule has: a restored ledger is to be looked at first."""
 
 
 class Dispatch:
@@ -478,7 +480,9 @@ class Dispatch:
         return Situation(
             paused=self._brakes.paused(),
             # A ladder begun in one mode goes on in it, but a brake put on meanwhile holds at once.
-            mode=min(action.mode, (fix.mode if fix else None) or self._brakes.mode, key=_STRICTEST_FIRST.index),
+            mode=Mode.OBSERVE
+            if self._brakes.observing()
+            else min(action.mode, (fix.mode if fix else None) or self._brakes.mode, key=_STRICTEST_FIRST.index),
             approved=bool(action.extra.get("approved")),
             by_person=_by_person(action),
             harmless=handler.harmless,

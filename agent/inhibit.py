@@ -1,11 +1,15 @@
-"""The pause: a file in the state directory, so that acting stops without the agent too, and by ``touch``."""
+"""Brakes that are files in the state directory, so that they hold without the agent too: the pause, which ``touch``
+makes as well, and observing, which follows a restore until a person has looked.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 INHIBIT = "inhibit"
+OBSERVE = "observe"
 
 
 def paused(state_dir: Path, now: float) -> bool:
@@ -32,3 +36,23 @@ def pause(state_dir: Path, until: float | None, by: str) -> None:
 
 def resume(state_dir: Path) -> None:
     (state_dir / INHIBIT).unlink(missing_ok=True)
+
+
+def observing(state_dir: Path) -> bool:
+    """Whether every rule and job is to be planned and recorded only, whatever its mode is."""
+    return os.path.lexists(state_dir / OBSERVE)
+
+
+def observe(state_dir: Path, why: str) -> None:
+    """Observe until a person says otherwise; the file is on the disk when this returns."""
+    descriptor = os.open(state_dir / OBSERVE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+    try:
+        os.write(descriptor, f"{why}\n".encode("utf-8", "backslashreplace"))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def accept(state_dir: Path) -> None:
+    """Go on in the mode that is configured."""
+    (state_dir / OBSERVE).unlink(missing_ok=True)

@@ -402,6 +402,9 @@ def _self() -> Iterator[Metric]:
         yield Metric(f"upkeep_notifications_{name}_total", "counter", "", help_text, "self", ("route",))
     yield gauge("upkeep_notifications_waiting", "", "Notifications on disk that have not arrived yet.", "route")
     yield gauge("upkeep_store_bytes", "bytes", "Size of the store's files.")
+    words = "When the ledger was last copied and the copy found good, seconds since the epoch."
+    yield gauge("upkeep_ledger_copy_last_success_timestamp_seconds", "seconds", words)
+    yield Metric("upkeep_ledger_copy_failures_total", "counter", "", "Copies of the ledger that failed.", "self")
     yield gauge("upkeep_config_last_reload_successful", "", "1 where the last reload was taken over.", high=1.0)
     yield Metric("process_cpu_seconds_total", "counter", "seconds", "Processor time of the agent.", "self")
     yield gauge("process_resident_memory_bytes", "bytes", "Memory of the agent as the kernel counts it.")

@@ -233,3 +233,12 @@ class Action:
     finished_at: float | None = None
     mode: Mode = Mode.OBSERVE
     extra: Mapping[str, object] = field(default_factory=dict)
+
+
+def done_by_person(what: str, text: str, who: str, at: float) -> Action:
+    """The record of something that a person did to the ledger itself, in place of a handler's name."""
+    return Action(
+        id=0, cause=f"person {who}", rule="", labels=(), fired_at=at, step=0, attempt=1, handler=what, params={},
+        resource="ledger", status=ActionStatus.DONE, verdict=Verdict.FIXED, outcome=Outcome(text=text),
+        requested_at=at, started_at=at, finished_at=at, mode=Mode.ACT,
+    )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -25,6 +26,15 @@ def loaded(arguments: Namespace) -> config.LoadedConfig:
 
 def state_dir(arguments: Namespace) -> Path:
     return Path(loaded(arguments).config.state_dir)
+
+
+def as_owner_of(folder: Path) -> None:
+    """Go on as the owner of a folder, when root asks: what is made in it must stay the agent's own."""
+    if os.geteuid() != 0 or not folder.exists():
+        return
+    owner = folder.stat()
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
 
 
 def parse_time(text: str, now: float) -> float:
@@ -126,6 +136,20 @@ def size(value: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     raise AssertionError("unreachable")
+
+
+def bar(done: int, whole: int, of: str) -> None:
+    """How far a command is, on a terminal; call it as often as you like."""
+    if not sys.stderr.isatty():
+        return
+    share = done / whole if whole else 1.0
+    filled = round(share * 30)
+    print(f"\r{'█' * filled}{'·' * (30 - filled)} {share:4.0%} of {of}", end="", file=sys.stderr, flush=True)
+
+
+def clear_bar() -> None:
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
 
 
 def span(seconds: float) -> str:

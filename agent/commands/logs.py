@@ -9,7 +9,7 @@ import time
 from argparse import Namespace
 
 from agent.app import load_rules
-from agent.commands.common import duration, loaded, print_json, size
+from agent.commands.common import bar, clear_bar, duration, loaded, print_json, size
 from agent.errors import UpkeepError
 from agent.logwatch.history import Summary, scan
 from agent.logwatch.patterns import compile_patterns
@@ -23,9 +23,8 @@ def run(arguments: Namespace) -> int:
     matcher = compile_patterns(load_rules(loaded(arguments)).patterns)
     since = time.time() - duration(arguments.since) if arguments.since else None
     paths = [found for path in arguments.paths for found in _expanded(path)]
-    summary = scan(paths, matcher, since, _bar if sys.stderr.isatty() else lambda done, whole: None)
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr)
+    summary = scan(paths, matcher, since, lambda done, whole: bar(done, whole, size(whole)))
+    clear_bar()
     if arguments.json:
         print_json(_facts(summary))
     else:
@@ -40,12 +39,6 @@ def _expanded(path: str) -> list[str]:
     if not found:
         raise UpkeepError(f'cannot scan "{path}": nothing matches')
     return found
-
-
-def _bar(done: int, whole: int) -> None:
-    share = done / whole if whole else 1.0
-    filled = round(share * 30)
-    print(f"\r{'█' * filled}{'·' * (30 - filled)} {share:4.0%} of {size(whole)}", end="", file=sys.stderr, flush=True)
 
 
 def _facts(summary: Summary) -> dict[str, object]:

@@ -77,6 +77,7 @@ def _facts(reader: Reader, settings: LoadedConfig, folder: Path, running: bool) 
         "state_dir": str(folder),
         "disk_used_bytes": sum(file.stat().st_blocks * 512 for file in files if file.exists()),
         "paused": inhibit.paused(folder, now),
+        "observing": inhibit.observing(folder),
         "alerts": [
             {
                 "rule": alert.rule,
@@ -110,6 +111,8 @@ def _print_status(facts: dict[str, object]) -> None:
     paused = ", PAUSED" if facts["paused"] else ""
     used = size(float(str(facts["disk_used_bytes"])))
     print(f"agent {state}, mode {facts['mode']}{paused}, {used} used in {facts['state_dir']}")
+    if facts["observing"]:
+        print("OBSERVING whatever the mode, since the ledger was restored; look, then: upkeep state accept")
     _section("alerts", facts["alerts"], _alert_lines, "none pending or firing")
     _section("collectors", facts["collectors"], _collector_lines, "no samples yet")
     _section("last actions", facts["actions"], _action_lines, "none yet")

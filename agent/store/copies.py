@@ -70,6 +70,11 @@ def ledger_copies(state_dir: Path) -> list[Copy]:
     return sorted(found, key=lambda copy: copy.at, reverse=True)
 
 
+def copies_bytes(state_dir: Path) -> int:
+    """What all copies in a state directory take."""
+    return sum(copy.bytes for copy in ledger_copies(state_dir)) + sum(map(_size, _before(state_dir)))
+
+
 def copy_ledger(state_dir: Path, at: float, begun: Callable[[sqlite3.Connection], None] = lambda _: None) -> Copy:
     """Copy the ledger as it is now, check the copy page by page, and only then drop the oldest above :data:`KEPT`.
 
@@ -163,7 +168,7 @@ class Copies:
 
     def bytes(self) -> int:
         """What all copies take."""
-        return sum(copy.bytes for copy in ledger_copies(self._state_dir)) + sum(map(_size, self._before()))
+        return copies_bytes(self._state_dir)
 
     async def maintain(self, at: float, store_bytes: int) -> list[Event]:
         """Copy the ledger when that is due, drop what is too old or too much; return what people should know.
@@ -175,7 +180,7 @@ class Copies:
         store_bytes
             What both files of the store take without their copies.
         """
-        for copy in self._before():
+        for copy in _before(self._state_dir):
             if at - _changed(copy) > FORWARD_KEPT_S or store_bytes + self.bytes() > self._max_size_bytes:
                 copy.unlink(missing_ok=True)
         events = await self._copy(at) if self._is_due(at) else []
@@ -210,8 +215,9 @@ class Copies:
             return [Event("ledger_copy_failed", Severity.ERROR, str(error), "store", at, labels)]
         return []
 
-    def _before(self) -> list[Path]:
-        return [copy for schema in (METRICS, LEDGER) for copy in copies_before(self._state_dir / f"{schema.name}.db")]
+
+def _before(state_dir: Path) -> list[Path]:
+    return [copy for schema in (METRICS, LEDGER) for copy in copies_before(state_dir / f"{schema.name}.db")]
 
 
 def _size(path: Path) -> int:

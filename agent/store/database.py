@@ -413,6 +413,9 @@ def connect(path: Path, schema: Schema, forward: list[Forward] | None = None) ->
         if isinstance(error, sqlite3.OperationalError) and not _damage(error):
             raise
         raise Damaged(str(error)) from error
+    except UnicodeDecodeError as error:
+        connection.close()
+        raise Damaged("a name in it is not UTF-8") from error  # SQLite's own message would have quoted it
     except BaseException:
         connection.close()
         raise
@@ -526,6 +529,8 @@ def _in_log(path: Path) -> tuple[int, int]:
         with closing(sqlite3.connect(read_only(path), uri=True, timeout=BUSY_S)) as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    except UnicodeDecodeError as error:
+        raise Damaged("a name in it is not UTF-8") from error
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError) and not _damage(error):
             raise

@@ -267,7 +267,7 @@ def test_random_damage_never_keeps_the_store_from_opening(state_dir: Path, clock
 
     asyncio.run(open_and_close())
     chance, whole = random.Random(7), (state_dir / "ledger.db").read_bytes()
-    for _ in range(60):
+    for _ in range(120):
         mutated = bytearray(whole)
         for _ in range(chance.choice((1, 1, 20))):
             at = chance.choice((chance.randrange(100), chance.randrange(len(mutated))))
