@@ -44,23 +44,27 @@ def remembered(state_dir: Path) -> FirstStart | None:
 
 
 def first_start(state_dir: Path, at: float) -> FirstStart:
-    """What the first start found, measured now when this is it; a disk that cannot take the file is measured again."""
+    """What the first start found, measured now when this is it."""
     found = remembered(state_dir)
     if found is None:
         own = sum(os.stat(path).st_blocks * 512 for path in map(state_dir.joinpath, _FILES) if path.exists())
         found = FirstStart(free_bytes(state_dir) + own, at)
-        with contextlib.suppress(OSError):
-            _write(state_dir / NAME, json.dumps(asdict(found)) + "\n")
     return found
 
 
-def _write(path: Path, text: str) -> None:
+def remember(state_dir: Path, found: FirstStart) -> None:
+    """Write it down, once; where the disk cannot take it, the next start measures again."""
+    path = state_dir / NAME
+    if path.exists():
+        return
     new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-    try:
-        os.write(descriptor, text.encode("utf-8"))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    new.rename(path)
+    with contextlib.suppress(OSError):
+        new.unlink(missing_ok=True)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        try:
+            os.fchmod(descriptor, 0o640)
+            os.write(descriptor, (json.dumps(asdict(found)) + "\n").encode("utf-8"))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        new.rename(path)

@@ -113,6 +113,21 @@ class Metrics:
         """Rows that are in memory and not yet in the file."""
         return len(self._waiting) + len(self._fresh)
 
+    @property
+    def series_known(self) -> int:
+        """Series that have a number: those of the file, and new ones."""
+        return len(self._layouts)
+
+    @property
+    def refused_values(self) -> int:
+        """Values that were not stored, for their series were too many."""
+        return self._layouts.refused_values
+
+    @property
+    def refused_metric(self) -> str:
+        """The metric of the last series that was refused."""
+        return self._layouts.refused_metric
+
     async def append_tick(self, readings: Sequence[Reading], boot: float) -> None:
         """As :meth:`append`, for readings that come at a pace: at most one commit in :data:`COMMIT_EVERY_S`.
 
@@ -224,12 +239,11 @@ class Metrics:
         ``beside_bytes`` is what the other file takes of the size that both may have.
         """
         try:
-            held = await self.log.look()
             await self.log.admit()
             await self._fold_minutes(at - FOLD_AFTER_S)
             await self._fold_hours(at - FOLD_AFTER_S)
             self._database.restore_ballast()
-            if not held:  # what rewrites pages would fill the log that cannot be emptied
+            if not self.log.held:  # what rewrites pages would fill the log that cannot be emptied
                 await self._keeper.maintain(at, beside_bytes=beside_bytes)
         except StoreError as error:
             self.fault = str(error)  # what could not be folded is folded next time: memory holds an hour

@@ -240,5 +240,11 @@ async def used_bytes(database: Database) -> int:
     return int(pages - free) * PAGE_BYTES
 
 
+async def file_bytes(database: Database) -> int:
+    """What the file takes, free pages included."""
+    [(pages,)] = await database.read("PRAGMA page_count")
+    return int(pages) * PAGE_BYTES
+
+
 def _delete_slots(layouts: list[int]) -> tuple[str, list[int]]:
     return f"DELETE FROM slot WHERE layout IN ({','.join('?' * len(layouts))})", layouts

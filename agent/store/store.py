@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.clock import Clock
+from agent.errors import StoreError
 from agent.model import Event, Severity, make_labels
+from agent.store.cap import first_start, remember
 from agent.store.copies import FORWARD_KEPT_S, Copies, ledger_copies
 from agent.store.database import LEDGER, METRICS, Database, StateLock
 from agent.store.ledger import Ledger
 from agent.store.metrics import Metrics
-from agent.store.retention import Retention, used_bytes
+from agent.store.retention import DAY_S, LEDGER_SIXTEENTHS, Retention, file_bytes, used_bytes
+from agent.store.wal import Wal
+from agent.store.watch import Watch
+
+log = logging.getLogger(__name__)
+
+_UNTOLD = 100
+"""Events that wait while the file takes none."""
 
 
 class Store:
@@ -27,13 +38,25 @@ class Store:
         The ledger was damaged and a new one begun: nothing may act until a person has looked.
     copies
         What is copied of the files, and how that went.
+    watch
+        What is said of the store's own limits.
     """
 
     def __init__(
-        self, lock: StateLock, files: tuple[Database, Database], metrics: Metrics, ledger: Ledger, copies: Copies
+        self,
+        lock: StateLock,
+        files: tuple[Database, Database],
+        metrics: Metrics,
+        ledger: Ledger,
+        copies: Copies,
+        limits: Retention,
     ) -> None:
         self.metrics, self.ledger, self.copies = metrics, ledger, copies
+        self.watch = Watch(metrics, Wal(files[1]))
         self.notices: list[Event] = []
+        self._limits = limits
+        self._tidied = float("-inf")
+        self._untold: list[Event] = []
         self.ledger_lost = files[1].set_aside is not None
         self._lock, self._files = lock, files
 
@@ -49,6 +72,8 @@ class Store:
             A file is from a newer version, or cannot be opened or made.
         """
         lock = StateLock(state_dir)
+        cap = first_start(state_dir, clock.wall())
+        limits = replace(limits, max_size_bytes=cap.most(limits.max_size_bytes))
         opened: list[Database] = []
         try:
             for schema in (METRICS, LEDGER):
@@ -59,18 +84,37 @@ class Store:
                 await file.close()
             lock.release()
             raise
+        remember(state_dir, cap)
         copies = Copies(state_dir, limits.max_size_bytes)
-        store = cls(lock, (opened[0], opened[1]), metrics, Ledger(opened[1], clock=clock), copies)
+        store = cls(lock, (opened[0], opened[1]), metrics, Ledger(opened[1], clock=clock), copies, limits)
         store.notices = [notice for file in opened for notice in _notices(file, clock.wall())]
         return store
 
     async def maintain(self, at: float) -> None:
         """Roll-ups, packing, pruning, copies, ballast: to be called about once a minute, with the wall clock."""
-        ledger_bytes = await used_bytes(self._files[1])
-        events = await self.copies.maintain(at, ledger_bytes + await self.metrics.size_bytes())
-        await self.metrics.maintain(at, beside_bytes=ledger_bytes + self.copies.bytes())
-        self._files[1].restore_ballast()
-        await self.metrics.add_events(events)
+        ledger = self._files[1]
+        store_bytes = await used_bytes(ledger) + await self.metrics.size_bytes()
+        self._untold += await self.watch.look(at, store_bytes)
+        try:
+            if not self._tidied <= at < self._tidied + DAY_S:
+                self._tidied = at
+                await self.metrics.tidy()
+            await self.ledger.maintain(at, share_bytes=self._limits.max_size_bytes * LEDGER_SIXTEENTHS // 16)
+        except StoreError as error:
+            log.warning("store_not_tidied error=%s", error)  # a full disk: what makes room comes next
+        self._untold += await self.copies.maintain(at, store_bytes)
+        await self.metrics.maintain(at, beside_bytes=await file_bytes(ledger) + self.copies.bytes())
+        ledger.restore_ballast()
+        await self._tell()
+
+    async def _tell(self) -> None:
+        try:
+            await self.metrics.add_events(self._untold)
+        except StoreError as error:
+            log.error("events_wait count=%d error=%s", len(self._untold), error)
+            del self._untold[:-_UNTOLD]
+        else:
+            self._untold = []
 
     async def close(self) -> None:
         """Commit what waits and leave two plain files that readers without write access can open."""

@@ -45,6 +45,8 @@ class Wal:
 
     Attributes
     ----------
+    path
+        The log's file.
     held
         At the last look it was large and could not be emptied.
     """
@@ -52,12 +54,12 @@ class Wal:
     def __init__(self, database: Database) -> None:
         self.held = False
         self._database = database
-        self._path = f"{database.path}-wal"
+        self.path = f"{database.path}-wal"
 
     def size_bytes(self) -> int:
         """What the log takes on the disk."""
         try:
-            return os.stat(self._path).st_size
+            return os.stat(self.path).st_size
         except OSError:
             return 0
 

@@ -50,6 +50,7 @@ def test_a_clean_stop_leaves_plain_files(with_store: WithStore, state_dir: Path)
     with_store(nothing)
 
     assert sorted(path.name for path in state_dir.iterdir()) == [
+        "first-start.json",
         "ledger.ballast",
         "ledger.db",
         "lock",
