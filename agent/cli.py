@@ -49,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     _agent_commands(commands)
     _gpu_command(commands)
     _rule_commands(commands)
+    _changing_rules(commands)
     _looking_commands(commands)
     _acting_commands(commands)
     _keeping_commands(commands)
@@ -119,6 +120,31 @@ def _rule_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         _add(commands, "explain", "explain:run", "a rule, each part of its expression now, and why nothing happens")
     )
     explain.add_argument("rule", metavar="RULE", help="the alert's name")
+
+
+def _changing_rules(commands: Commands[argparse.ArgumentParser]) -> None:
+    rules = _json(
+        _add(commands, "rules", "rules:run", "the rules in use, what is local about them, and how to change it")
+    )
+    rules.add_argument(
+        "what",
+        nargs="?",
+        choices=["list", "diff", "edit", "undo"],
+        default="list",
+        help="`diff`: what is local; `edit`: check, test, compare, backtest, install, reload; `undo`: the set before",
+    )
+    rules.add_argument("file", nargs="?", metavar="FILE", help="the rule file to edit")
+    rules.add_argument("--take", metavar="NEW", help="edit: take this text instead of starting $VISUAL or $EDITOR")
+    rules.add_argument("--yes", action="store_true", help="do not ask")
+    rule = _json(_add(commands, "rule", "rule:new", "write a rule of this site with its unit test"))
+    rule.add_argument("what", choices=["new"])
+    rule.add_argument("kind", choices=["disk-full", "directory-large", "unit-down", "probe-down"])
+    rule.add_argument("--mount", metavar="DIR", help="disk-full: the mount point")
+    rule.add_argument("--path", metavar="DIR", help="directory-large: the folder")
+    rule.add_argument("--unit", metavar="NAME", help="unit-down: the systemd unit")
+    rule.add_argument("--target", metavar="URL", help="probe-down: a target of collect.probes")
+    rule.add_argument("--over", metavar="N", help="the threshold: 90%% of a disk, 10GiB in a folder")
+    rule.add_argument("--down-to", metavar="SIZE", help="directory-large: clean it down to this, in observe mode")
 
 
 def _looking_commands(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -229,8 +229,14 @@ class Result:
     failures: tuple[str, ...]
 
 
-def run_file(path: str) -> Result:
-    """Run every test of one file; faults of the file and of its rule files are failures."""
+def run_file(path: str, instead: Mapping[str, str] | None = None) -> Result:
+    """Run every test of one file; faults of the file and of its rule files are failures.
+
+    Parameters
+    ----------
+    instead
+        Other files to read in the place of rule files, by absolute path: a text that is not installed yet.
+    """
     parsed = yamlfile.read([path])[path]
     faults = Faults(path)
     faults.found.extend(parsed.faults)
@@ -240,6 +246,7 @@ def run_file(path: str) -> Result:
         return Result(path, 0, tuple(map(str, wrong)))
     folder = os.path.dirname(path)
     files = [os.path.join(folder, name) for name in written.rule_files]
+    files = [(instead or {}).get(os.path.abspath(file), file) for file in files]
     rules, found = rulefile.check(files)
     if rules is None:
         return Result(path, 0, tuple(str(fault) for fault in found if not fault.warning))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import grp
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,19 @@ def test_no_text_makes_a_traceback_and_every_rejection_has_a_place(text: str) ->
     # What a child would send reads back as what it parsed.
     plain = json.loads(json.dumps(yamlfile._encode(root, faults)))
     assert yamlfile._decode("f.yaml", plain) == (root, faults)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another group")
+@pytest.mark.parametrize(("owner", "group", "trusted"), [(0, 54321, True), (0, 54322, False), (1, 54321, False)])
+def test_the_editors_group_may_write_what_root_owns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, group: int, trusted: bool
+) -> None:
+    editors = grp.struct_group((yamlfile.EDITORS, "x", 54321, []))
+    monkeypatch.setattr(yamlfile.grp, "getgrnam", {yamlfile.EDITORS: editors}.__getitem__)
+    path = tmp_path / "r.yaml"
+    path.write_text("groups: []\n")
+    path.chmod(0o664)
+    os.chown(path, owner, group)
+    faults = yamlfile.read([str(path)], apart=False)[str(path)].faults
+    assert [fault.message[:12] for fault in faults] == ([] if trusted else ["cannot trust"])
