@@ -121,9 +121,9 @@ class Processes:
         """The login name from /etc/passwd, else the number: other directories of users may be servers that hang."""
         now = time.monotonic()
         if now >= self._users_until:
-            self._users_until = now + _USERS_FOR_S
             entries = (line.split(":") for line in _text("/etc/passwd").splitlines())
             self._users = {int(entry[2]): entry[0] for entry in entries if len(entry) > 2 and entry[2].isdigit()}
+            self._users_until = now + _USERS_FOR_S  # last: the threads of all GPUs ask here
         return self._users.get(uid, str(uid))
 
 

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import pynvml
 
@@ -110,9 +111,9 @@ class Driver:
     def end(self) -> None:
         """Let go of the driver."""
         if self.events is not None:
-            self._calls.ask("nvmlEventSetFree", self.events)
+            self._ask("nvmlEventSetFree", self.events)
         if self._begun:
-            self._calls.ask("nvmlShutdown")
+            self._ask("nvmlShutdown")
 
     def _list(self) -> Listing:
         calls = self._calls
@@ -129,28 +130,32 @@ class Driver:
                 faults.append(f"GPU {index}: {error}")
             except (GoneError, NeedsResetError):
                 faults.append(f"GPU {index}: lost or waiting for a reset")
-        cuda = calls.ask("nvmlSystemGetCudaDriverVersion_v2")
+        cuda = self._ask("nvmlSystemGetCudaDriverVersion_v2")
         return Listing(
             tuple(found),
             tuple(faults),
-            quote((calls.ask("nvmlSystemGetDriverVersion") or "").encode()),
-            quote((calls.ask("nvmlSystemGetNVMLVersion") or "").encode()),
+            quote((self._ask("nvmlSystemGetDriverVersion") or "").encode()),
+            quote((self._ask("nvmlSystemGetNVMLVersion") or "").encode()),
             "" if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
         )
 
+    def _ask(self, name: str, *arguments: object, key: tuple[object, ...] = ()) -> Any:
+        """As :meth:`Calls.ask`, where the loss of a single GPU is no reason to know nothing of all others."""
+        try:
+            return self._calls.ask(name, *arguments, key=key)
+        except (GoneError, NeedsResetError):
+            return None
+
     def _subscribe(self, listing: Listing) -> object:
         """An event set for the Xids of all GPUs that have such events; None where there is none."""
-        events = self._calls.ask("nvmlEventSetCreate")
+        events = self._ask("nvmlEventSetCreate")
         if events is None:
             return None
         for gpu in listing.gpus:
-            try:
-                kinds = self._calls.ask("nvmlDeviceGetSupportedEventTypes", gpu.handle, key=(gpu.uuid,)) or 0
-                if kinds & pynvml.nvmlEventTypeXidCriticalError:
-                    kind = pynvml.nvmlEventTypeXidCriticalError
-                    self._calls.ask("nvmlDeviceRegisterEvents", gpu.handle, kind, events, key=(gpu.uuid,))
-            except (GoneError, NeedsResetError):
-                continue
+            kinds = self._ask("nvmlDeviceGetSupportedEventTypes", gpu.handle, key=(gpu.uuid,)) or 0
+            if kinds & pynvml.nvmlEventTypeXidCriticalError:
+                kind = pynvml.nvmlEventTypeXidCriticalError
+                self._ask("nvmlDeviceRegisterEvents", gpu.handle, kind, events, key=(gpu.uuid,))
         return events
 
 

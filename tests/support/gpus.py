@@ -24,6 +24,7 @@ async def probe(stub: Stub, folder: Path, *, deadline_s: float = 5.0) -> AsyncIt
     try:
         yield made
     finally:
+        stub.change({key: None for key in stub.state if key.startswith("hang.")})
         await made.close()
         await gone(folder)
 

@@ -20,7 +20,7 @@ H100: Mapping[str, object] = {
     "violation.1": 0, "threshold.0": 95, "threshold.1": 92, "threshold.2": 95, "threshold.3": 87, "mig": 0,
     "field.3": 0, "field.4": 0, "field.5": 0, "field.6": 0, "field.82": 68, "field.83": 123_456_789, "field.94": 2,
     "field.142": 0, "field.143": 0, "field.144": 0, "field.145": 0, "field.38": 0, "field.45": 0, "field.52": 0,
-    "field.59": 0, "field.230": 0, **{f"nvlink.{link}": 1 for link in range(18)}, "processes": "",
+    "field.59": 0, "field.230": 0, **{f"nvlink.{link}": 1 for link in range(18)}, "processes": f"1:{60000 * MIB}",
 }  # fmt: skip
 """A data centre card under load: it has ECC, row remapping, NVLink, MIG."""
 

@@ -341,7 +341,8 @@ int nvmlEventSetWait_v2(void *set, struct event *out, unsigned timeout_ms) {
     char text[64];
     int code = enter("nvmlEventSetWait_v2", -1), gpu, xid, serial;
     if (code) return code;
-    for (unsigned waited = 0; waited < timeout_ms; waited += 50, pause_ms(50))
+    unsigned step_ms = timeout_ms < 50 ? timeout_ms : 50;
+    for (unsigned waited = 0; waited < timeout_ms; waited += step_ms, pause_ms(step_ms))
         if (look(text, sizeof text, "event") && sscanf(text, "%d:%d:%d", &gpu, &xid, &serial) == 3 && serial != told) {
             told = serial;
             *out = (struct event){handle(gpu), 8, (unsigned long long)xid, -1u, -1u};

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from agent.gpu.host import Processes
 from agent.gpu.protocol import Gpu, Seen
 from agent.gpu.release import release
 from tests.support import gpus
 from tests.support.nvml import H100, L40S, MIB, RTX_4080, Stub, hosts, uuid_of
+
+# In a container the probe cannot tell a dead process from one that it may not see.
+ALL_VISIBLE = Processes().all_visible()
 
 
 @pytest.fixture
@@ -160,6 +164,29 @@ def test_processes_have_memory_name_and_user(stub: Stub, tmp_path: Path) -> None
     assert value == 5 * MIB
 
 
+@pytest.mark.skipif(not ALL_VISIBLE, reason="needs the host's own process numbers")
+def test_memory_that_a_zombie_a_dead_process_or_nobody_holds(stub: Stub, tmp_path: Path) -> None:
+    zombie = subprocess.Popen(["true"])
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    try:
+        while Path(f"/proc/{zombie.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            pass
+        processes = f"{zombie.pid}:{3 * MIB},{dead.pid}:{4 * MIB},{os.getpid()}:{5 * MIB}"
+        gpu, found = one(stub, tmp_path, {**H100, "processes": processes})
+        assert {(orphan.pid, orphan.state) for orphan in gpu.orphans} == {(zombie.pid, "zombie"), (dead.pid, "dead")}
+        assert found["gpu_orphaned_memory_bytes",] == 7 * MIB
+    finally:
+        zombie.wait()
+    gpu, found = one(stub, tmp_path, {**H100, "processes": ""})
+    assert [(orphan.pid, orphan.state) for orphan in gpu.orphans] == [(0, "nobody")]
+    assert found["gpu_orphaned_memory_bytes",] == 60000 * MIB
+    gpu, found = one(stub, tmp_path, RTX_4080)
+    assert found["gpu_orphaned_memory_bytes",] == 700 * MIB
+    _, found = one(stub, tmp_path, {**RTX_4080, "memory_used": 300 * MIB})
+    assert found["gpu_orphaned_memory_bytes",] == 0
+
+
 def test_what_is_not_supported_is_asked_once_a_minute_and_no_more(stub: Stub, tmp_path: Path) -> None:
     stub.write(hosts(RTX_4080))
 
@@ -283,6 +310,7 @@ def test_a_probe_that_dies_is_started_again_after_a_while(stub: Stub, tmp_path: 
             os.kill(gpus.pid_of(tmp_path), signal.SIGABRT)
             seen = await probe.read()
             assert (seen.state, seen.message) == ("no_probe", "cannot hear the probe: it has ended")
+            await gpus.gone(tmp_path)
             probe._look_at = 0.0
             assert (await probe.read()).state == "ready"
 

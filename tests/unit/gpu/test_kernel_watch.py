@@ -249,7 +249,8 @@ def test_the_kernels_own_buffer_can_be_read_from_a_position() -> None:
     except (OSError, TimeoutError):
         pytest.skip("the kernel's buffer is empty or closed here")
     assert [int(line.position) for line in first] == sorted({int(line.position) for line in first})
-    assert asyncio.run(some(first[0].position, 1))[0] == first[1]
+    [again] = asyncio.run(some(first[0].position, 1))
+    assert (again.position, again.text) == (first[1].position, first[1].text)
 
 
 def test_no_log_at_all_is_silence(tmp_path: Path) -> None:
