@@ -93,15 +93,18 @@ def _of_store(theirs: sqlite3.Connection, name: str, folder: Path, now: float, s
     (pages,), (page_bytes,) = (theirs.execute(f"PRAGMA {word}").fetchone() for word in ("page_count", "page_size"))
     if free_bytes(folder) < pages * page_bytes + BALLAST_BYTES:
         raise UpkeepError(f'cannot import "{name}": its copy takes {size(pages * page_bytes)} in "{folder}"')
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder)))
-    try:
-        snapshot(theirs, scratch / "metrics.db")
-        connect(scratch / "metrics.db", METRICS).close()
-    except (Damaged, sqlite3.Error) as error:
-        raise UpkeepError(f'cannot import "{name}": {error}') from None
-    except StoreError as error:
-        raise UpkeepError(str(error).replace(str(scratch / "metrics.db"), name)) from None
-    reader = stack.enter_context(Reader.open(scratch))
+    # Its name goes as soon as it is open: a killed import leaves nothing that takes room.
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder) as scratch:
+        copy = Path(scratch, "metrics.db")
+        try:
+            snapshot(theirs, copy)
+            with closing(connect(copy, METRICS)) as connection:
+                connection.execute("PRAGMA journal_mode = DELETE")
+        except (Damaged, sqlite3.Error) as error:
+            raise UpkeepError(f'cannot import "{name}": {error}') from None
+        except StoreError as error:
+            raise UpkeepError(str(error).replace(str(copy), name)) from None
+        reader = stack.enter_context(Reader.open(copy.parent))
     return samples_of_all(reader, now + AHEAD_S, lambda done, whole: bar(done, whole, f"{whole} series"))
 
 

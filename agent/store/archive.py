@@ -7,6 +7,7 @@ secrets lie in files of their own, which the configuration only names.
 
 from __future__ import annotations
 
+import gzip  # noqa: F401 - tarfile would import it late, when the rights to read it may have been given up
 import hashlib
 import io
 import json
