@@ -9,7 +9,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +17,7 @@ from agent.commands.common import as_owner_of, bar, clear_bar, loaded, print_jso
 from agent.config import LoadedConfig
 from agent.errors import StoreError, UpkeepError
 from agent.model import Event, Series, Severity, make_labels
+from agent.store.cap import first_start
 from agent.store.copies import copies_bytes
 from agent.store.database import (
     BALLAST_BYTES,
@@ -128,10 +129,17 @@ def _import(samples: Samples, settings: LoadedConfig, name: str, now: float) -> 
     except (Damaged, sqlite3.Error) as error:
         raise UpkeepError(f'cannot open "{folder / "metrics.db"}": {error}; nothing was imported') from None
     try:
-        return take_in(connection, samples, oldest_s=now - kept.raw, room_bytes=kept.max_size - beside, event=event)
+        return take_in(
+            connection,
+            samples,
+            oldest_s=now - kept.raw,
+            room_bytes=first_start(folder, now).most(kept.max_size) - beside,
+            max_series=kept.max_series,
+            event=event,
+        )
     finally:
-        # One plain file again, which a reader without write access can open.
-        connection.execute("PRAGMA journal_mode = DELETE")
+        with suppress(sqlite3.Error):  # a reader holds the log: it stays, and stays readable beside its file
+            connection.execute("PRAGMA journal_mode = DELETE")
         connection.close()
 
 

@@ -160,11 +160,11 @@ class Importer:
         A writer's; the caller holds the state lock.
     oldest_s
         The instant before which nothing is kept at full resolution.
-    room_bytes
-        What the file may take in all.
+    room_bytes, max_series
+        What the file may take in all, and how many series it may hold.
     """
 
-    def __init__(self, connection: sqlite3.Connection, oldest_s: float, room_bytes: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, oldest_s: float, room_bytes: int, max_series: int) -> None:
         self._connection, self._room_bytes = connection, room_bytes
         # Chunks go by windows: what would be dropped with its window is not taken in.
         self._oldest_ms = math.ceil(oldest_s / WINDOW_S) * WINDOW_MS
@@ -174,7 +174,7 @@ class Importer:
         self._touched: set[int] = set()
         with _said():
             connection.execute("BEGIN IMMEDIATE")
-            self._held = _Held(connection)
+            self._held = _Held(connection, max_series)
 
     def add(self, series: Series, at_ms: int, value: float) -> None:
         """One sample. Of two with the same series and instant the first counts.
@@ -266,8 +266,8 @@ def _said() -> Iterator[None]:
 class _Held:
     """What a store holds, as far as an import has to know: series, their layouts, the instants of each."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: sqlite3.Connection, max_series: int) -> None:
+        self._connection, self._max_series = connection, max_series
         self._ids: dict[Series, int] = {}
         for number, metric, labels in connection.execute("SELECT id, metric, labels FROM series"):
             self._ids[Series(metric, decode_labels(labels))] = number
@@ -290,6 +290,9 @@ class _Held:
         """The number of a series, which is stored when it is new."""
         number = self._ids.get(series)
         if number is None:
+            if len(self._ids) >= self._max_series:
+                why = f"retention.max_series allows {self._max_series} series; nothing was imported"
+                raise StoreError(f"cannot import {series}: {why}")
             number = self._ids[series] = self._next_series
             self._next_series += 1
             row = (number, series.metric, encode_labels(series.labels))
@@ -358,6 +361,7 @@ def take_in(
     *,
     oldest_s: float,
     room_bytes: int,
+    max_series: int,
     event: Callable[[Imported], Event],
 ) -> Imported:
     """Import samples in one transaction; whatever is raised, nothing was imported then.
@@ -368,7 +372,7 @@ def take_in(
         There is no room, or the file cannot be written.
     """
     try:
-        importer = Importer(connection, oldest_s, room_bytes)
+        importer = Importer(connection, oldest_s, room_bytes, max_series)
         for series, at_ms, value in samples:
             importer.add(series, at_ms, value)
         return importer.commit(event)

@@ -44,7 +44,7 @@ def told(done: Imported) -> Event:
 def imported(state_dir: Path, samples: Samples, *, raw_s: float = 7 * 86400.0, room: int = 1 << 30) -> Imported:
     state_dir.mkdir(exist_ok=True)
     with closing(connect(state_dir / "metrics.db", METRICS)) as connection:
-        return take_in(connection, samples, oldest_s=NOW - raw_s, room_bytes=room, event=told)
+        return take_in(connection, samples, oldest_s=NOW - raw_s, room_bytes=room, max_series=1000, event=told)
 
 
 def from_text(state_dir: Path, text: str, tmp_path: Path) -> Imported:
@@ -135,7 +135,7 @@ def test_what_is_older_than_what_is_kept_is_counted(state_dir: Path) -> None:
     assert (done.samples, done.too_old) == (2, 2)
 
 
-@pytest.mark.parametrize("kind", ["fault", "room", "disk"])
+@pytest.mark.parametrize("kind", ["fault", "room", "disk", "series"])
 def test_an_import_that_fails_leaves_nothing(state_dir: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     imported(state_dir, [(A, START * 1000, 1.0)])
     before = exported(state_dir)
@@ -151,9 +151,15 @@ def test_an_import_that_fails_leaves_nothing(state_dir: Path, kind: str, monkeyp
         if kind == "disk":
             connection.execute("PRAGMA max_page_count = 60")
         room = 1 << 30 if kind != "room" else 200_000
-        why = {"fault": "last line", "room": "more than the 0 MiB", "disk": "disk is full"}[kind]
+        why = {
+            "fault": "last line",
+            "room": "more than the 0 MiB",
+            "disk": "disk is full",
+            "series": "allows 300 series",
+        }[kind]
+        limit = 300 if kind == "series" else 10_000
         with pytest.raises(StoreError, match=why):
-            take_in(connection, samples(), oldest_s=0.0, room_bytes=room, event=told)
+            take_in(connection, samples(), oldest_s=0.0, room_bytes=room, max_series=limit, event=told)
     assert exported(state_dir) == before
     with closing(sqlite3.connect(state_dir / "metrics.db")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -165,7 +171,9 @@ def test_a_range_is_closed_and_days_have_no_seams(state_dir: Path) -> None:
     instants = [midnight * 1000 + ms for ms in (-86_400_000, -1001, -1, 0, 1, 86_399_999)]
     state_dir.mkdir()
     with closing(connect(state_dir / "metrics.db", METRICS)) as connection:
-        take_in(connection, [(A, at, 1.0) for at in instants], oldest_s=0.0, room_bytes=1 << 30, event=told)
+        take_in(
+            connection, [(A, at, 1.0) for at in instants], oldest_s=0.0, room_bytes=1 << 30, max_series=9, event=told
+        )
 
     def found(start: float, end: float) -> list[int]:
         lines = exported(state_dir, start, end).splitlines()
