@@ -171,6 +171,7 @@ class _Judged:
     states: States
     limit: int = 0
     """More alerts than this, if it is not 0, are an error of the rule, as in Prometheus."""
+    lookback_s: float = 0.0
     failing: bool = False
     rests_until: float = -math.inf
     """On the boot clock: a rule that must read the files is not judged again before."""
@@ -180,6 +181,8 @@ class _Judged:
 class _Scheduled:
     group: Group
     due: float
+    recording: list[RecordingRule]
+    judged: list[_Judged]
 
 
 class Engine:
@@ -235,7 +238,7 @@ class Engine:
         self._wake = asyncio.Event()
         self._busy = asyncio.Lock()
         self._judged: dict[str, _Judged] = {}
-        self._selecting: dict[str, list[str]] = {}
+        self._selecting: dict[str, list[_Judged]] = {}
         """Which rules select a metric, by its name."""
         self._memory = Memory()
         self._ahead = clock.wall() - clock.boot()
@@ -301,16 +304,17 @@ class Engine:
                     if entry.due <= boot:
                         # Intervals missed while asleep or starved are one evaluation, not a burst.
                         entry.due = boot + entry.group.interval_s
-                        await self._judge_group(entry.group, at)
+                        await self._judge_group(entry, at)
+                        await asyncio.sleep(0)  # a handler must not wait for all groups
                 if woken:
-                    selecting = dict.fromkeys(key for metric in woken for key in self._selecting.get(metric, ()))
-                    await self._judge_rules((self._judged[key].rule for key in selecting), at)
+                    selecting = {id(each): each for metric in woken for each in self._selecting.get(metric, ())}
+                    await self._judge_rules(selecting.values(), at)
             self._progress()
 
     async def once(self) -> None:
         """Judge every group now, for ``upkeep run --once``."""
-        for group in self._rules.groups:
-            await self._judge_group(group, self._now())
+        for entry in self._schedule:
+            await self._judge_group(entry, self._now())
 
     def request(self, rule: AlertRule, alert: Alert, index: int, at: float) -> Action | None:
         """The action for one rung of a rule's ladder, its message in the words of the alert's summary."""
@@ -343,10 +347,11 @@ class Engine:
         rule = self.rule_named(name, labels)
         if rule is None:
             raise ExpressionError(f'cannot verify "{name}": the rule is no longer loaded')
-        found = await self._with_source(rule, lambda source, memory: breaches(rule, source, at, memory))
+        lookback_s = _lookback_s(rule)
+        found = await self._with_source(lookback_s, lambda source, memory: breaches(rule, source, at, memory))
         if labels in found:
             return found[labels]
-        gone = await self._with_source(rule, lambda source, memory: known_false(rule, source, at, memory))
+        gone = await self._with_source(lookback_s, lambda source, memory: known_false(rule, source, at, memory))
         if gone is not None and labels not in gone:
             raise ExpressionError(f'cannot verify "{name}": its data is missing')
         return None
@@ -356,16 +361,22 @@ class Engine:
     def _adopt(self, rules: RuleSet, states: Mapping[str, States]) -> None:
         self._rules = rules
         boot = self._clock.boot()
-        self._schedule = [_Scheduled(group, boot) for group in rules.groups]
-        self._judged, self._selecting = {}, {}
+        self._schedule, self._judged, self._selecting = [], {}, {}
         self._memory.clear()
         for group in rules.groups:
+            entry = _Scheduled(group, boot, [], [])
+            self._schedule.append(entry)
             for rule in group.rules:
-                if isinstance(rule, AlertRule):
-                    key = _key(rule)
-                    self._judged[key] = _Judged(rule, states.get(key, {}), group.limit)
-                    for metric in rule.metrics:
-                        self._selecting.setdefault(metric, []).append(key)
+                if isinstance(rule, RecordingRule):
+                    entry.recording.append(rule)
+                    continue
+                key = _key(rule)
+                judged = _Judged(rule, states.get(key, {}), group.limit, _lookback_s(rule))
+                # Written twice in every detail, a rule is still one: it has one set of alerts.
+                entry.judged.append(self._judged.setdefault(key, judged))
+        for judged in self._judged.values():
+            for metric in judged.rule.metrics:
+                self._selecting.setdefault(metric, []).append(judged)
         self._wake.set()
 
     def _now(self) -> float:
@@ -388,19 +399,22 @@ class Engine:
             async with asyncio.timeout(min(max(0.0, due - boot), LONGEST_SLEEP_S)):
                 await self._wake.wait()
 
-    async def _judge_group(self, group: Group, at: float) -> None:
-        recorded: list[Reading] = []
-        for rule in group.rules:
-            if isinstance(rule, RecordingRule):
-                recorded.extend(await self._recorded(rule, at))
+    async def _judge_group(self, entry: _Scheduled, at: float) -> None:
+        recorded: dict[str, list[Reading]] = {}
+        for rule in entry.recording:
+            if not rule.expr.metrics.isdisjoint(recorded):
+                # As in Prometheus, a rule sees what those before it have just recorded.
+                await self._append([reading for readings in recorded.values() for reading in readings])
+                recorded.clear()
+            recorded.setdefault(rule.name, []).extend(await self._recorded(rule, at))
         if recorded:
-            await self._append(recorded)
-        await self._judge_rules([rule for rule in group.rules if isinstance(rule, AlertRule)], at)
+            await self._append([reading for readings in recorded.values() for reading in readings])
+        await self._judge_rules(entry.judged, at)
 
     async def _recorded(self, rule: RecordingRule, at: float) -> list[Reading]:
         try:
             value = await self._with_source(
-                rule, lambda source, memory: evaluate(rule.expr.node, source, at, memory=memory)
+                rule.expr.lookback_s, lambda source, memory: evaluate(rule.expr.node, source, at, memory=memory)
             )
         except Exception as error:  # an error of ours in one rule must not be the end of all, here and below
             log.warning("rule_failed name=%s error=%r", rule.name, error)
@@ -414,15 +428,15 @@ class Engine:
             return []
         return [Reading(at, series, [number for _, number in value.samples])]
 
-    async def _judge_rules(self, rules: Iterable[AlertRule], at: float) -> None:
+    async def _judge_rules(self, rules: Iterable[_Judged], at: float) -> None:
         updates: list[tuple[_Judged, States]] = []
-        for rule in rules:
-            judged = self._judged[_key(rule)]
-            if judged.rests_until > self._clock.boot():
+        for judged in rules:
+            boot = self._clock.boot()
+            if judged.rests_until > boot:
                 continue
-            judged.rests_until = self._clock.boot() + self._rest_s(rule)
+            judged.rests_until = boot + self._rest_s(judged.lookback_s)
             try:
-                states = await self._with_source(rule, functools.partial(_judge, judged, at))
+                states = await self._with_source(judged.lookback_s, functools.partial(_judge, judged, at))
             except Exception as error:
                 await self._failed(judged, error, at)
                 continue
@@ -430,9 +444,9 @@ class Engine:
             updates.append((judged, states))
         await self._commit(updates, at)
 
-    async def _with_source(self, rule: Rule, ask: Callable[[Source, Memory | None], T]) -> T:
+    async def _with_source(self, lookback_s: float, ask: Callable[[Source, Memory | None], T]) -> T:
         """Ask of memory what memory holds, and of the files, in a thread, what lies further back."""
-        if _lookback_s(rule) <= self._reach_s():
+        if lookback_s <= self._reach_s():
             return ask(self._recent, self._memory)
 
         def over_files() -> T:
@@ -441,11 +455,10 @@ class Engine:
 
         return await asyncio.to_thread(over_files)
 
-    def _rest_s(self, rule: AlertRule) -> float:
+    def _rest_s(self, lookback_s: float) -> float:
         """How long a rule need not be judged again: nothing for one that memory answers; for one that looks back over
         days, a small share of that, since reading them costs seconds and six minutes do not change a day.
         """
-        lookback_s = _lookback_s(rule)
         return 0.0 if lookback_s <= self._reach_s() else min(lookback_s * REST_SHARE, LONGEST_REST_S)
 
     async def _commit(self, updates: list[tuple[_Judged, States]], at: float) -> None:
@@ -505,9 +518,9 @@ class Engine:
             await self._ledger.commit_alerts(closed, [])
 
 
-def _lookback_s(rule: Rule) -> float:
-    clear = rule.clear if isinstance(rule, AlertRule) else None
-    return max(rule.expr.lookback_s, clear.lookback_s if clear else 0.0)
+def _lookback_s(rule: AlertRule) -> float:
+    """Seconds of history that either of a rule's expressions may read."""
+    return max(rule.expr.lookback_s, rule.clear.lookback_s if rule.clear else 0.0)
 
 
 def _judge(judged: _Judged, at: float, source: Source, memory: Memory | None) -> States:
