@@ -7,7 +7,7 @@ checkout=$(cd "$(dirname "$0")/.." && pwd)
 prefix=/opt/upkeep
 lib=/usr/local/lib
 etc=/etc/upkeep
-units="upkeep.service upkeep-ops.socket upkeep-ops.service"
+units="upkeep.service upkeep-ops.socket upkeep-ops.service upkeep-gpu.socket upkeep-gpu.service"
 destdir=${DESTDIR:-}
 
 usage() {
@@ -106,7 +106,7 @@ install_all() {
         # shellcheck disable=SC2086
         systemctl try-restart $units
     fi
-    say "next      upkeep check && sudo systemctl enable --now upkeep-ops.socket upkeep.service"
+    say "next      upkeep check && sudo systemctl enable --now upkeep-ops.socket upkeep-gpu.socket upkeep.service"
 }
 
 uninstall() {

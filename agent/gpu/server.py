@@ -7,13 +7,14 @@ that dies inside the driver can take the GPU with it.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -40,6 +41,7 @@ from agent.gpu.protocol import (
     Xid,
     decode,
     encode,
+    without_driver,
 )
 from agent.gpu.worker import Worker
 from agent.ops.protocol import quote
@@ -264,11 +266,6 @@ class Probe:
         self._driver.end()
         return Listing((), (), "", "", "")
 
-    def forget_columns(self) -> None:
-        """A new agent has been told nothing yet."""
-        for known in self._known.values():
-            known.columns = ()
-
     def _take(self, listing: Listing) -> None:
         if listing is self._listing:
             return
@@ -327,15 +324,14 @@ class Probe:
         )  # fmt: skip
 
 
-def serve(sock: socket.socket, probe: Probe) -> None:
+def serve(sock: socket.socket, answer: Callable[[], Seen]) -> None:
     """Answer one agent until it hangs up."""
-    probe.forget_columns()
     for line in _lines(sock):
         try:
             number, question = decode(line, Read)
             if question.version != VERSION:
                 return
-            sock.sendall(encode(number, probe.read()))
+            sock.sendall(encode(number, answer()))
         except (GpuError, OSError):
             return  # hanging up says it: nobody but the agent speaks here
 
@@ -351,24 +347,43 @@ def main() -> int:
     _give_back_memory()
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the agent's, which then hangs up
-    probe = Probe()
-    try:
-        _serve_first(probe)
-    finally:
-        probe.close()
+    with _agent() as sock:
+        if not _alone():
+            serve(sock, lambda: without_driver("stuck", "an earlier probe of the unit has not ended yet"))
+            return 0
+        probe = Probe()
+        try:
+            _serve_first(sock, probe)
+        finally:
+            probe.close()
     return 0
 
 
-def _serve_first(probe: Probe) -> None:
-    """Serve the agent that comes. From the first word of its end on no signal can cut :meth:`Probe.close` short."""
+def _agent() -> socket.socket:
+    """The agent that speaks to this probe: one for the whole of its life."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return socket.socket(fileno=os.dup(0))
+    with socket.socket(fileno=LISTEN_FD) as listening:
+        return listening.accept()[0]
+
+
+def _alone() -> bool:
+    """Whether no earlier probe of the unit lives on inside a call. Started by the agent, the agent has made sure."""
+    folder = os.environ.get("RUNTIME_DIRECTORY")
+    if "LISTEN_PID" not in os.environ or not folder:
+        return True
+    lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if os.environ.get("LISTEN_PID") == str(os.getpid()):
-            with socket.socket(fileno=LISTEN_FD) as listening:
-                sock, _ = listening.accept()
-        else:
-            sock = socket.socket(fileno=os.dup(0))
-        with sock:
-            serve(sock, probe)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # and kept open for the life of the process
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _serve_first(sock: socket.socket, probe: Probe) -> None:
+    """Serve the agent. From the first word of its end on no signal can cut :meth:`Probe.close` short."""
+    try:
+        serve(sock, probe.read)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

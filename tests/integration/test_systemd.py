@@ -22,10 +22,10 @@ from agent.collectors.filesystem import parse_mounts
 from tests.support.running import REPOSITORY, until
 
 SOURCE = "usr/src/upkeep"
-UNITS = ("upkeep.service", "upkeep-ops.socket", "upkeep-ops.service")
+UNITS = ("upkeep.service", "upkeep-ops.socket", "upkeep-ops.service", "upkeep-gpu.socket", "upkeep-gpu.service")
 CACHE = "/tmp/evaluation_cache"
 """On a file system of its own there: an overlay says of its files that they are on another device than their folder."""
-LEAST_EXPOSED = {"upkeep.service": 18, "upkeep-ops.service": 20}
+LEAST_EXPOSED = {"upkeep.service": 18, "upkeep-ops.service": 20, "upkeep-gpu.service": 10}
 """The most that ``systemd-analyze security`` may say, in tenths."""
 
 CONFIGURATION = f"""
@@ -334,7 +334,7 @@ def test_installing_again_keeps_what_people_wrote_and_uninstalling_keeps_what_is
     assert after["ActiveState"] == "active"
     assert after["MainPID"] != pid
     running.run("sh", f"/{SOURCE}/systemd/install.sh", "--uninstall")
-    assert running.run("systemctl", "is-active", *UNITS, status=None).split() == ["inactive"] * 3
+    assert running.run("systemctl", "is-active", *UNITS, status=None).split() == ["inactive"] * 5
     left = running.run(
         "sh", "-c", "ls -d /opt/upkeep /usr/local/bin/upkeep /usr/local/lib/s*/*/upkeep* 2>/dev/null; true"
     )
