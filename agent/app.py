@@ -203,6 +203,7 @@ class Agent:
             hours_s=kept.hours,
             events_s=kept.events,
             max_size_bytes=kept.max_size,
+            max_series=kept.max_series,
         )
         return await Store.open(self.state_dir, clock=self._clock, limits=limits)
 
@@ -227,6 +228,7 @@ class Agent:
                 source.collector.add(sampler.figures)
                 source.collector.add(self._notification_figures)
                 source.collector.add(store.copies.figures)
+                source.collector.add(store.watch.figures)
         return sampler
 
     def _build(self, store: Store, ops: OpsClient, sampler: Sampler, rules: RuleSet) -> None:

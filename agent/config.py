@@ -240,11 +240,22 @@ class RemediationConfig:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    raw: Duration = _key("how long samples keep their full resolution", 7 * 86400.0)
-    minutes: Duration = _key("how long minute rows are kept", 30 * 86400.0)
+    raw: Duration = _key(
+        "how long samples keep their full resolution; they are packed after a day, bit by bit", 7 * 86400.0
+    )
+    minutes: Duration = _key("how long minute rows (min, max, mean, last, count) are kept", 30 * 86400.0)
     hours: Duration = _key("how long hour rows are kept", 2 * 365 * 86400.0)
     events: Duration = _key("how long events are kept", 90 * 86400.0)
-    max_size: Size = _key("what both database files together may hold on disk", 1024**3)
+    max_size: Size = _key(
+        "what both database files may hold on disk, and no more than a tenth of what was free there at the first "
+        "start. When it is reached, the oldest rows go of whatever is furthest above its share: samples half, minutes "
+        "3/16, events 1/8, hours and ledger 1/16 each; an unused share is free for the others",
+        1024**3,
+    )
+    max_series: int = _key(
+        "a new series is refused when there are so many, or half as many of its metric; one without rows is forgotten",
+        20_000,
+    )
 
 
 @dataclass(frozen=True, slots=True)

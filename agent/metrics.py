@@ -402,6 +402,12 @@ def _self() -> Iterator[Metric]:
         yield Metric(f"upkeep_notifications_{name}_total", "counter", "", help_text, "self", ("route",))
     yield gauge("upkeep_notifications_waiting", "", "Notifications on disk that have not arrived yet.", "route")
     yield gauge("upkeep_store_bytes", "bytes", "Size of the store's files.")
+    yield gauge("upkeep_store_log_bytes", "bytes", "Size of the store's write-ahead logs; a reader may hold them.")
+    yield gauge("upkeep_store_series", "", "Series that the store knows; `retention.max_series` bounds them.")
+    words = "Values that were not stored, for their series were too many."
+    yield Metric("upkeep_store_refused_values_total", "counter", "", words, "self")
+    words = "Rows of samples that waited in memory and found no room there."
+    yield Metric("upkeep_store_lost_rows_total", "counter", "", words, "self")
     words = "When the ledger was last copied and the copy found good, seconds since the epoch."
     yield gauge("upkeep_ledger_copy_last_success_timestamp_seconds", "seconds", words)
     yield Metric("upkeep_ledger_copy_failures_total", "counter", "", "Copies of the ledger that failed.", "self")

@@ -6,13 +6,15 @@ import dataclasses
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from agent import config, overrides, rulecheck, rulefile, yamlfile
 from agent.app import rule_paths
 from agent.commands.common import print_json
-from agent.config import Config
+from agent.config import Config, LoadedConfig
 from agent.errors import Fault, FaultyFilesError
 from agent.rulefile import RuleSet
+from agent.store.cap import NAME, remembered
 
 
 def run(arguments: Namespace) -> int:
@@ -45,7 +47,20 @@ def _all_in_use(path: str | None) -> list[Fault]:
     if rules is not None:
         rules, more = overrides.apply(rules, loaded.config.overrides, loaded.path, loaded.override_places)
         found = [*found, *more]
-    return [*loaded.warnings, *found, *_doubts(rules, loaded.config)]
+    return [*loaded.warnings, *found, *_doubts(rules, loaded.config), *_size_cut(loaded)]
+
+
+def _size_cut(loaded: LoadedConfig) -> list[Fault]:
+    """Where the store on this host holds less than it is configured to."""
+    folder, asked = Path(loaded.config.state_dir), loaded.config.retention.max_size
+    found = remembered(folder)
+    if found is None or found.most(asked) == asked:
+        return []
+    message = (
+        f"retention.max_size is {asked >> 20} MiB, and the store holds {found.most(asked) >> 20} MiB at most: a tenth "
+        f'of what was free at its first start; delete "{folder / NAME}" and restart to measure anew'
+    )
+    return [Fault(loaded.path, 0, 0, message, warning=True)]
 
 
 def _doubts(rules: RuleSet | None, chosen: Config | None) -> list[Fault]:

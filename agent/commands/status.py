@@ -12,6 +12,7 @@ from agent import inhibit
 from agent.commands.common import iso, json_number, loaded, print_json, size, span, words
 from agent.config import LoadedConfig
 from agent.errors import StoreError
+from agent.store.cap import remembered
 from agent.store.read import Reader
 
 
@@ -75,6 +76,7 @@ def _facts(reader: Reader, settings: LoadedConfig, folder: Path, running: bool) 
         "mode": settings.config.mode.value,
         "config": settings.path,
         "state_dir": str(folder),
+        "disk_most_bytes": _most_bytes(folder, settings),
         "disk_used_bytes": sum(file.stat().st_blocks * 512 for file in files if file.exists()),
         "paused": inhibit.paused(folder, now),
         "observing": inhibit.observing(folder),
@@ -98,6 +100,13 @@ def _facts(reader: Reader, settings: LoadedConfig, folder: Path, running: bool) 
     }
 
 
+def _most_bytes(folder: Path, settings: LoadedConfig) -> int:
+    """What the store may hold: as configured, or a tenth of what was free when the agent first started here."""
+    configured = settings.config.retention.max_size
+    found = remembered(folder)
+    return configured if found is None else found.most(configured)
+
+
 def _rows(reader: Reader, statement: str, *parameters: object) -> list[dict[str, object]]:
     try:
         columns, rows = reader.sql(statement, parameters)
@@ -110,7 +119,8 @@ def _print_status(facts: dict[str, object]) -> None:
     state = "running" if facts["running"] else "NOT RUNNING"
     paused = ", PAUSED" if facts["paused"] else ""
     used = size(float(str(facts["disk_used_bytes"])))
-    print(f"agent {state}, mode {facts['mode']}{paused}, {used} used in {facts['state_dir']}")
+    most = size(float(str(facts["disk_most_bytes"])))
+    print(f"agent {state}, mode {facts['mode']}{paused}, {used} of {most} used in {facts['state_dir']}")
     if facts["observing"]:
         print("OBSERVING whatever the mode, since the ledger was restored; look, then: upkeep state accept")
     _section("alerts", facts["alerts"], _alert_lines, "none pending or firing")

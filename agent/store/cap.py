@@ -12,8 +12,6 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agent.store.database import free_bytes
-
 NAME = "first-start.json"
 SHARE = 0.1
 LEAST_BYTES = 1 << 20
@@ -45,6 +43,8 @@ def remembered(state_dir: Path) -> FirstStart | None:
 
 def first_start(state_dir: Path, at: float) -> FirstStart:
     """What the first start found, measured now when this is it."""
+    from agent.store.database import free_bytes  # ``upkeep status`` asks what is remembered, and loads no writer
+
     found = remembered(state_dir)
     if found is None:
         own = sum(os.stat(path).st_blocks * 512 for path in map(state_dir.joinpath, _FILES) if path.exists())
@@ -54,9 +54,9 @@ def first_start(state_dir: Path, at: float) -> FirstStart:
 
 def remember(state_dir: Path, found: FirstStart) -> None:
     """Write it down, once; where the disk cannot take it, the next start measures again."""
-    path = state_dir / NAME
-    if path.exists():
+    if remembered(state_dir) == found:
         return
+    path = state_dir / NAME
     new = path.with_suffix(".new")
     with contextlib.suppress(OSError):
         new.unlink(missing_ok=True)

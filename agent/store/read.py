@@ -50,8 +50,8 @@ WHERE point.type <> 'null'
 
 _ACTION_ITEMS = """
 CREATE TEMP VIEW action_items AS
-SELECT action_id, item, part, change, target, bytes, result, bytes_removed
-FROM ledger.action_items WHERE part <> 'packed'
+SELECT action AS action_id, n AS item, part, change, target, bytes, result, result_bytes AS bytes_removed
+FROM ledger.action_item
 UNION ALL
 SELECT action, json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[3]'),
        json_extract(value, '$[2]'), json_extract(value, '$[4]'), json_extract(value, '$[7]'),
@@ -125,11 +125,11 @@ class Reader:
             connection = sqlite3.connect(_uri(metrics), uri=True, timeout=BUSY_S, isolation_level=None)
             try:
                 connection.execute("SELECT count(*) FROM sqlite_master")
+                connection.execute("PRAGMA temp_store = MEMORY")  # first of all: it drops what is temporary
                 if ledger.exists():
                     connection.execute("ATTACH ? AS ledger", (_uri(ledger),))
                     connection.create_function("unpacked_items", 1, unpacked_items, deterministic=True)
                     connection.execute(_ACTION_ITEMS)
-                connection.execute("PRAGMA temp_store = MEMORY")
                 connection.create_function("chunk_values", 2, _chunk_values, deterministic=True)
                 connection.execute(_SAMPLES)
                 connection.execute("PRAGMA query_only = ON")

@@ -20,7 +20,10 @@ HOT_CROWDED_S = 1200.0
 """But where two hours fill half of the size, packing them is better than dropping them."""
 
 STEP_BYTES = 256 << 10
-"""What one transaction drops, about: some milliseconds of SQLite's thread, after which a tick's commit comes first."""
+"""What one transaction drops, about: some milliseconds of SQLite's thread, after which a tick's commit comes first.
+
+Where the size is small it is less, so that a step is a small part of every share.
+"""
 
 STEPS = 64
 """For each table and call: sixteen megabytes, more than any host writes from one call to the next."""
@@ -214,7 +217,7 @@ class Keeper:
     async def _drop(self, table: str, before: int | None = None) -> bool:
         """Drop a step's worth of a table's oldest rows, those before a key if given; whether there were any."""
         key = "at_ms" if table in ("event", "relived") else "id"
-        rows = self._survey.rows_in(table, STEP_BYTES)
+        rows = self._survey.rows_in(table, min(STEP_BYTES, self._limits.max_size_bytes // 512))
         limit, parameters = (f"WHERE {key} < ?", (before, rows)) if before is not None else ("", (rows,))
         if before is not None and not await self._database.read(f"SELECT 1 FROM {table} {limit} LIMIT ?", (before, 1)):
             return False
@@ -229,8 +232,11 @@ class Keeper:
 async def shrink(database: Database, *, spare_pages: int, steps: int = STEPS) -> None:
     """Give free pages back to the disk, a few at a time: each is filled with the file's last page."""
     [(free,)] = await database.read("PRAGMA freelist_count")
-    for _ in range(min(steps, (free - spare_pages) // _VACUUMED_AT_ONCE)):
+    steps = min(steps, (free - spare_pages) // _VACUUMED_AT_ONCE)
+    for _ in range(steps):
         await database.read(f"PRAGMA incremental_vacuum({_VACUUMED_AT_ONCE})")
+    if steps > 0:
+        await database.checkpoint()  # until then the file is as long as it was
 
 
 async def used_bytes(database: Database) -> int:
