@@ -20,10 +20,10 @@ PAYLOADS = {
 Ticks come first: whoever walks the tables in this order meets a row that is packed or moved meanwhile, if not twice.
 """
 
-STEP_BYTES = 1 << 20
-"""A step reads so much, a millisecond or two: a tick that comes meanwhile waits for no longer."""
+STEP_BYTES = 512 << 10
+"""A step reads so much, half a millisecond: a tick that comes meanwhile waits for no longer."""
 
-_FIRST_ROWS, _MOST_ROWS = 64, 2000
+_FIRST_ROWS, _MOST_ROWS = 64, 500
 _BEFORE_ALL = -(1 << 63)
 _ROW_BYTES = 13
 """Of a row beside its content: lengths, key, types, and its entry in the page's index of cells."""
