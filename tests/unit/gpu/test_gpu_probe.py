@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from agent.clock import SystemClock
+from agent.gpu.client import Probe, SocketLink
 from agent.gpu.host import Processes
 from agent.gpu.protocol import Gpu, Seen
 from agent.gpu.release import release
 from tests.support import gpus
 from tests.support.nvml import H100, L40S, MIB, RTX_4080, Stub, hosts, uuid_of
+from tests.support.running import REPOSITORY
 
 # In a container the probe cannot tell a dead process from one that it may not see.
 ALL_VISIBLE = Processes().all_visible()
@@ -347,3 +351,65 @@ def test_the_agent_never_loads_nvml() -> None:
     code = "import sys, agent.app, agent.commands.gpu; print('pynvml' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "False\n"
+
+
+# -- as a unit of systemd's, which passes a listening socket --
+
+ACTIVATE = """\
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.executable, sys.argv[2:])
+"""
+
+
+def start_unit(stub: Stub, folder: Path) -> subprocess.Popen[bytes]:
+    """The probe as its unit starts it: with the socket as descriptor 3 and a folder of its own."""
+    path = folder / "gpu.sock"
+    path.unlink(missing_ok=True)
+    (folder / "run").mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        number = listening.fileno()
+        probe = [sys.executable, "-I", str(REPOSITORY / "agent/gpu/__main__.py")]
+        environment = {**stub.environment(), "LISTEN_FDS": "1", "RUNTIME_DIRECTORY": str(folder / "run")}
+        command = [sys.executable, "-c", ACTIVATE, str(number), *probe]
+        return subprocess.Popen(command, env=environment, pass_fds=(number,))
+
+
+def test_under_systemd_it_lives_for_one_connection_and_no_second_one_calls_the_driver(
+    stub: Stub, tmp_path: Path
+) -> None:
+    stub.write(hosts(H100))
+
+    async def story() -> None:
+        first = start_unit(stub, tmp_path)
+        probe = Probe(SocketLink(str(tmp_path / "gpu.sock")), SystemClock(), tmp_path, root=str(stub.root))
+        assert (await probe.read()).state == "ready"
+        stub.change({"hang.nvmlDeviceGetPowerUsage": "-"})
+        assert (await probe.read()).gpus[0].state == "hung"
+        await probe.close()
+
+        second = start_unit(stub, tmp_path)
+        later = Probe(SocketLink(str(tmp_path / "gpu.sock")), SystemClock(), tmp_path, root=str(stub.root))
+        count = len(stub.calls())
+        assert (await later.read()).state == "stuck"
+        await later.close()
+        assert second.wait(10) == 0
+        assert len([call for call in stub.calls()[count:] if call != "nvmlEventSetWait_v2"]) == 0
+        stub.change({"hang.nvmlDeviceGetPowerUsage": None})
+        assert await asyncio.to_thread(first.wait, 10) == 0
+        assert stub.calls()[-1] == "nvmlShutdown"
+
+    asyncio.run(story())
+
+
+def test_without_its_socket_there_is_nobody_to_ask(stub: Stub, tmp_path: Path) -> None:
+    async def story() -> None:
+        probe = Probe(SocketLink(str(tmp_path / "none.sock")), SystemClock(), tmp_path, root=str(stub.root))
+        seen = await probe.read()
+        assert seen.state == "no_probe"
+        assert seen.message == "cannot start the probe: no such file or directory"
+
+    asyncio.run(story())
