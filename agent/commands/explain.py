@@ -116,6 +116,7 @@ def _facts(rule: AlertRule, reader: Reader, host: _Host) -> dict[str, object]:
         "expr": rule.expr.text,
         "for_s": rule.timing.for_s,
         "mode": _mode(rule, host).value,
+        "description": rule.annotations["description"].text if "description" in rule.annotations else "",
         "parts": list(_parts(rule.expr.node, reader, host.now)),
         "alerts": [_alert_words(each, host.now) for each in found],
         "actions": [action_json(action) for action in actions],
@@ -356,6 +357,8 @@ def _print(rule: AlertRule, facts: dict[str, object]) -> None:
         rows = facts[title]
         for row in rows if isinstance(rows, list) and rows else ["none"]:
             print(f"  {row if isinstance(row, str) else _action_words(row)}")
+    if facts["description"]:
+        print(f"\nwhat to do\n  {facts['description']}")
     print("\nwhy")
     for sentence in facts["why"]:  # type: ignore[attr-defined]
         print(f"  {sentence}")

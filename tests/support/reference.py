@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 
-from agent import config, handlers, located, matching, metrics, specs
+from agent import config, handlers, located, matching, metrics, rulefile, specs
 from agent.cli import make_parser
+from agent.commands.common import span
 from agent.config import Config
 from agent.located import hints, key_of
 from tests.support import schema
@@ -316,6 +317,44 @@ This list is made from the pages' titles by `./dev docs`; a test compares.
 _TITLE = re.compile(r"# (\d{3}):? (.+)")
 
 
+_SHIPPED = """\
+# Shipped rules
+
+Made from `rules/`; a test compares. Each has a unit test in `rules/tests/`, of a case in which it fires and of one in
+which it must not. What to do about an alert stands in its `description`: `upkeep explain RULE`. Another threshold,
+another mode or not at all: [overrides](rules.md#overrides-a-sites-changes-in-one-line).
+
+Rules on metrics whose collector is off, or on hardware that is not there, cost nearly nothing and stay silent.
+"""
+
+
+def shipped_rules() -> str:
+    """``docs/reference/shipped-rules.md``: every rule that comes with the agent."""
+    parts = [_SHIPPED]
+    for path in rulefile.shipped():
+        rules = rulefile.load([path]).alert_rules
+        rows = [
+            (
+                f"`{rule.name}`",
+                rule.labels["severity"].text,
+                _span(rule.timing.for_s),
+                f"`{rule.expr.text}`",
+                _repair(rule),
+            )
+            for rule in rules
+        ]
+        parts += [f"## {Path(path).stem}\n", _table(("rule", "severity", "for", "fires when", "asks for"), rows)]
+    return "\n".join(parts)
+
+
+def _span(seconds: float) -> str:
+    return span(seconds) if seconds else "at once"
+
+
+def _repair(rule: rulefile.AlertRule) -> str:
+    return ", then ".join(f"`{step.handler}`" for step in rule.remediation.steps) if rule.remediation else ""
+
+
 def decisions() -> str:
     """``docs/decisions/README.md``: the titles of all pages, by number."""
     return "\n".join([_DECISIONS, _table(("number", "decision"), _titles(ROOT / "docs/decisions"))])
@@ -353,6 +392,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/reference/configuration.md": configuration,
     "docs/reference/handlers.md": handler_pages,
     "docs/reference/metrics.md": metrics.reference,
+    "docs/reference/shipped-rules.md": shipped_rules,
     "docs/reference/upkeep.schema.json": schema.configuration,
     "docs/reference/rules.schema.json": schema.rules,
     "docs/decisions/README.md": decisions,

@@ -113,12 +113,8 @@ def test_the_coverage_page_names_what_exists_and_what_does_not() -> None:
             assert (ROOT / path).exists(), path
 
 
-def test_every_shipped_rule_and_job_is_on_the_coverage_page() -> None:
+def test_every_shipped_job_is_on_the_coverage_page() -> None:
     named = words(COVERAGE.read_text(encoding="utf-8"))
     shipped = rulefile.load(rulefile.shipped())
     assert {job.name for job in shipped.jobs} <= named
     assert shipped.jobs or "No job is shipped" in COVERAGE.read_text(encoding="utf-8")
-    missing = {rule.name for rule in shipped.alert_rules} - named
-    assert missing == {"CudaOutOfMemory", "SystemOverload", "EvaluationsFailing", "HighLatency"}, (
-        "rules of the patterns"
-    )
