@@ -386,6 +386,7 @@ class Engine:
         step = ahead - self._ahead
         if abs(step) >= LEAST_STEP_S:
             self._ahead = ahead
+            self._memory.clear()  # instants that were sampled may be sampled again
             for judged in self._judged.values():
                 judged.states = {labels: _timers_set(alert, step) for labels, alert in judged.states.items()}
         return at

@@ -393,6 +393,9 @@ class Memory:
     Whoever evaluates the same expressions again and again on the same source keeps one and gives it to
     :func:`agent.promql.evaluate.evaluate` each time. Results do not depend on it. Equal selectors share what they
     carry; series that were not there the last time are forgotten.
+
+    Samples may come late, go or be missing: a window whose number of samples, first or last is not as it was is looked
+    at afresh. Whoever gives other values to instants in between, as after a clock was set back, calls :meth:`clear`.
     """
 
     def __init__(self) -> None:
