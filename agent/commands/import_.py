@@ -8,7 +8,7 @@ import stat
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -30,9 +30,10 @@ from agent.store.database import (
     read_only,
     snapshot,
 )
+from agent.store.metrics import MINUTES_SPAN_S
 from agent.store.openmetrics import AHEAD_S, TextReader
 from agent.store.read import Reader
-from agent.store.transfer import Imported, samples_of_all, take_in
+from agent.store.transfer import Imported, RollUp, roll_ups_of, samples_of_all, take_in
 
 _SQLITE = b"SQLite format 3\0"
 _SCRATCH = ".import-"
@@ -51,10 +52,11 @@ def run(arguments: Namespace) -> int:
             stack.callback(StateLock(folder).release)
         except StoreBusyError as busy:
             raise UpkeepError(f"{busy}; stop it first, history cannot be imported beside it") from None
-        samples = (
-            _of_store(theirs, arguments.file, folder, now, stack) if theirs else _of_text(file, arguments.file, now)
-        )
-        done = _import(samples, settings, arguments.file, now)
+        if theirs is None:
+            done = _import(_of_text(file, arguments.file, now), (), settings, arguments.file, now)
+        else:
+            reader = _of_store(theirs, arguments.file, folder, stack)
+            done = _import(_samples(reader, now), _roll_ups(reader, settings, now), settings, arguments.file, now)
     clear_bar()
     _tell(arguments, settings, done)
     return 0
@@ -87,8 +89,8 @@ def _of_text(file: BinaryIO, name: str, now: float) -> Samples:
         yield sample
 
 
-def _of_store(theirs: sqlite3.Connection, name: str, folder: Path, now: float, stack: ExitStack) -> Samples:
-    """The samples of another store: of a copy, which is checked and brought to this version first."""
+def _of_store(theirs: sqlite3.Connection, name: str, folder: Path, stack: ExitStack) -> Reader:
+    """Another store: a copy of it, which is checked and brought to this version first."""
     for leftover in folder.glob(f"{_SCRATCH}*"):
         _forget(leftover)
     (pages,), (page_bytes,) = (theirs.execute(f"PRAGMA {word}").fetchone() for word in ("page_count", "page_size"))
@@ -105,8 +107,18 @@ def _of_store(theirs: sqlite3.Connection, name: str, folder: Path, now: float, s
             raise UpkeepError(f'cannot import "{name}": {error}') from None
         except StoreError as error:
             raise UpkeepError(str(error).replace(str(copy), name)) from None
-        reader = stack.enter_context(Reader.open(copy.parent))
-    return samples_of_all(reader, now + AHEAD_S, lambda done, whole: bar(done, whole, f"{whole} series"))
+        return stack.enter_context(Reader.open(copy.parent))
+
+
+def _samples(theirs: Reader, now: float) -> Samples:
+    return samples_of_all(theirs, now + AHEAD_S, lambda done, whole: bar(done, whole, f"{whole} series"))
+
+
+def _roll_ups(theirs: Reader, settings: LoadedConfig, now: float) -> Iterator[RollUp]:
+    """Minutes and hours as long as they are kept, but not those that rules look back on."""
+    kept = settings.config.retention
+    for table, age_s in (("minute", kept.minutes), ("hour", kept.hours)):
+        yield from roll_ups_of(theirs, table, now - age_s, now - MINUTES_SPAN_S)
 
 
 def _forget(scratch: Path) -> None:
@@ -115,7 +127,7 @@ def _forget(scratch: Path) -> None:
     scratch.rmdir()
 
 
-def _import(samples: Samples, settings: LoadedConfig, name: str, now: float) -> Imported:
+def _import(samples: Samples, roll_ups: Iterable[RollUp], settings: LoadedConfig, name: str, now: float) -> Imported:
     folder, kept = Path(settings.config.state_dir), settings.config.retention
     ledger = folder / "ledger.db"
     beside = copies_bytes(folder) + (ledger.stat().st_size if ledger.exists() else 0)
@@ -132,6 +144,7 @@ def _import(samples: Samples, settings: LoadedConfig, name: str, now: float) -> 
         return take_in(
             connection,
             samples,
+            roll_ups,
             oldest_s=now - kept.raw,
             room_bytes=first_start(folder, now).most(kept.max_size) - beside,
             max_series=kept.max_series,
@@ -160,9 +173,12 @@ def _tell(arguments: Namespace, settings: LoadedConfig, done: Imported) -> None:
                 "series": done.series,
                 "already_there": done.already_there,
                 "too_old": done.too_old,
+                "roll_ups": done.roll_ups,
             }
         )
         return
     print(f"imported {done.samples} samples of {done.series} series{_rest(done)}")
+    if done.roll_ups:
+        print(f"and {done.roll_ups} minutes and hours")
     if done.too_old:
         print(f"to take those in too, raise retention.raw, which is {span(settings.config.retention.raw)}")

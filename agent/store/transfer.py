@@ -19,7 +19,7 @@ from functools import lru_cache
 from agent.errors import StoreError
 from agent.model import Event, Series, is_stale
 from agent.promql.nodes import NAME, Matcher, MatchOp
-from agent.store import chunk
+from agent.store import chunk, rollup
 from agent.store.chunk import WINDOW_S
 from agent.store.database import PAGE_BYTES
 from agent.store.openmetrics import head, labels_text, number_text
@@ -32,6 +32,9 @@ SLICE_S = 86400.0
 
 BUFFERED = 500_000
 """Samples that are held, 16 bytes each, before they become chunks."""
+
+ROWS_AT_ONCE = 500
+"""Minutes or hours of another store, some kilobytes each, that are read at once."""
 
 Write = Callable[[str], object]
 Progress = Callable[[int, int], object]
@@ -149,6 +152,19 @@ class Imported:
     """Samples of a series and an instant that the store has: its own stay."""
     too_old: int
     """Samples from before what is kept at full resolution."""
+    roll_ups: int = 0
+    """Minutes and hours that were new here, in whole or for some series."""
+
+
+@dataclass(frozen=True, slots=True)
+class RollUp:
+    """One row of the minutes or the hours of another store; ``start_s`` is its first second."""
+
+    table: str
+    start_s: int
+    series: tuple[Series, ...]
+    vals: str
+    counts: str
 
 
 class Importer:
@@ -170,7 +186,7 @@ class Importer:
         self._oldest_ms = math.ceil(oldest_s / WINDOW_S) * WINDOW_MS
         self._buffer: dict[Series, tuple[array[int], array[float]]] = {}
         self._buffered = 0
-        self._samples = self._there = self._old = 0
+        self._samples = self._there = self._old = self._roll_ups = 0
         self._touched: set[int] = set()
         with _said():
             connection.execute("BEGIN IMMEDIATE")
@@ -196,6 +212,37 @@ class Importer:
         if self._buffered >= BUFFERED:
             self._flush()
 
+    def add_roll_up(self, row: RollUp) -> None:
+        """Minutes or hours of some series; where the store has that stretch of a series, its own stays.
+
+        Raises
+        ------
+        StoreError
+            There is no room. Nothing was imported.
+        """
+        ids = tuple(map(self._held.series_id, row.series))
+        with _said():
+            ours = self._connection.execute(
+                f"SELECT layout, vals, counts FROM {row.table} WHERE id = ?", (row.start_s,)
+            ).fetchall()
+            vals, counts = row.vals, row.counts
+            if ours:
+                layout, our_vals, our_counts = ours[0]
+                merged = dict(zip(ids, rollup.decode_row(vals, counts), strict=True))
+                there = dict(zip(self._held.series_ids(layout), rollup.decode_row(our_vals, our_counts), strict=True))
+                merged |= {number: one for number, one in there.items() if one is not None or number not in merged}
+                if not any(one is not None for number, one in merged.items() if there.get(number) is None):
+                    return
+                ids = tuple(sorted(merged))
+                vals, counts = rollup.encode_row(map(merged.get, ids))
+            self._connection.execute(
+                f"INSERT OR REPLACE INTO {row.table} (id, layout, vals, counts) VALUES (?, ?, ?, ?)",
+                (row.start_s, self._held.layout(ids), vals, counts),
+            )
+        self._roll_ups += 1
+        if not self._roll_ups % ROWS_AT_ONCE:
+            self._flush()
+
     def commit(self, event: Callable[[Imported], Event]) -> Imported:
         """Commit all, and with it an event that says so.
 
@@ -205,7 +252,7 @@ class Importer:
             There is no room. Nothing was imported.
         """
         self._flush()
-        done = Imported(self._samples, len(self._touched), self._there, self._old)
+        done = Imported(self._samples, len(self._touched), self._there, self._old, self._roll_ups)
         told = event(done)
         row = (
             round(told.at * 1000),
@@ -277,6 +324,7 @@ class _Held:
         )
         [(layout,)] = connection.execute("SELECT coalesce(max(layout), 0) FROM slot")
         self._next_layout = layout + 1
+        self._stored: dict[tuple[int, ...], int] = {}
         self._chunks: dict[tuple[int, int], list[int]] = {}
         self._last: dict[int, int] = {}
         for number, its_layout in connection.execute("SELECT id, layout FROM chunk ORDER BY id"):
@@ -314,9 +362,7 @@ class _Held:
         """Store samples of one series and window as a chunk."""
         layout = self._own.get(number)
         if layout is None:
-            layout = self._own[number] = self._next_layout
-            self._next_layout += 1
-            self._connection.execute("INSERT INTO slot (layout, position, series) VALUES (?, 0, ?)", (layout, number))
+            layout = self._own[number] = self.layout((number,))
             self._layouts.cache_clear()
         parts = [chunk.encode_integers([at for at, _ in pairs]), chunk.encode_values([value for _, value in pairs])]
         one = self._last.get(window, window - 1) + 1
@@ -324,6 +370,21 @@ class _Held:
             "INSERT INTO chunk (id, layout, data) VALUES (?, ?, ?)", (one, layout, chunk.pack(parts))
         )
         self._remember(one, layout)
+
+    def layout(self, ids: tuple[int, ...]) -> int:
+        """A layout of these series in this order: one that this import stored, or a new one."""
+        layout = self._stored.get(ids)
+        if layout is None:
+            layout = self._stored[ids] = self._next_layout
+            self._next_layout += 1
+            rows = [(layout, position, number) for position, number in enumerate(ids)]
+            self._connection.executemany("INSERT INTO slot (layout, position, series) VALUES (?, ?, ?)", rows)
+        return layout
+
+    def series_ids(self, layout: int) -> list[int]:
+        """The numbers of a layout's series, by position."""
+        rows = self._connection.execute("SELECT series FROM slot WHERE layout = ? ORDER BY position", (layout,))
+        return [number for (number,) in rows]
 
     def _remember(self, one: int, layout: int) -> None:
         window = one // WINDOW_MS * WINDOW_MS
@@ -355,9 +416,32 @@ def samples_of_all(reader: Reader, end: float, progress: Progress) -> Iterator[t
             yield from zip([one] * len(values), instants, values, strict=True)
 
 
+def roll_ups_of(reader: Reader, table: str, start_s: float, end_s: float) -> Iterator[RollUp]:
+    """The rows of ``minute`` or ``hour`` of another store that begin in an interval, its end excluded."""
+    layouts: dict[int, tuple[Series, ...]] = {}
+    last = math.ceil(start_s) - 1
+    while True:
+        rows = reader.sql(
+            f"SELECT id, layout, vals, counts FROM {table} WHERE id > ? AND id < ? ORDER BY id LIMIT {ROWS_AT_ONCE}",
+            (last, end_s),
+        )[1]
+        for last, layout, vals, counts in rows:
+            if layout not in layouts:
+                its = reader.sql(
+                    "SELECT metric, labels FROM slot JOIN series ON series.id = slot.series WHERE layout = ? "
+                    "ORDER BY position",
+                    (layout,),
+                )[1]
+                layouts[layout] = tuple(Series(metric, decode_labels(labels)) for metric, labels in its)
+            yield RollUp(table, last, layouts[layout], vals, counts)
+        if not rows:
+            return
+
+
 def take_in(
     connection: sqlite3.Connection,
     samples: Iterable[tuple[Series, int, float]],
+    roll_ups: Iterable[RollUp] = (),
     *,
     oldest_s: float,
     room_bytes: int,
@@ -375,6 +459,8 @@ def take_in(
         importer = Importer(connection, oldest_s, room_bytes, max_series)
         for series, at_ms, value in samples:
             importer.add(series, at_ms, value)
+        for row in roll_ups:
+            importer.add_roll_up(row)
         return importer.commit(event)
     finally:
         if connection.in_transaction:

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from agent.clock import ManualClock
 from agent.errors import StoreError
 from agent.model import STALE, Event, Reading, Series, Severity, make_labels
-from agent.store import Reader, Retention, Store, transfer
+from agent.store import Reader, Retention, Store, rollup, transfer
 from agent.store.database import METRICS, connect
 from agent.store.openmetrics import TextReader
-from agent.store.transfer import Imported, export_csv, export_openmetrics, series_of, take_in
+from agent.store.transfer import Imported, export_csv, export_openmetrics, roll_ups_of, series_of, take_in
 
 WithStore = Callable[..., None]
 START = 1_700_002_800
@@ -203,6 +203,52 @@ def test_stale_markers_are_not_samples(with_store: WithStore, state_dir: Path) -
     assert [line for line in exported(state_dir).splitlines() if line.startswith("node_load1")] == [
         "node_load1 NaN 1700002800.000"
     ]
+
+
+def rolled_up(state_dir: Path, view: str) -> list[tuple[object, ...]]:
+    with Reader.open(state_dir) as reader:
+        return reader.sql(f"SELECT * FROM {view} ORDER BY time, metric, labels")[1]
+
+
+def test_minutes_and_hours_of_another_store_are_taken_in(
+    with_store: WithStore, state_dir: Path, clock: ManualClock, tmp_path: Path
+) -> None:
+    fill(with_store, clock)
+    other, half = tmp_path / "other", tmp_path / "half"
+
+    def take(target: Path, *, until: float = math.inf) -> int:
+        with Reader.open(state_dir) as reader, closing(connect(target / "metrics.db", METRICS)) as connection:
+            rows = [row for table in ("minute", "hour") for row in roll_ups_of(reader, table, 0.0, 2e9)]
+            kept = [row for row in rows if row.start_s < until]
+            return take_in(connection, (), kept, oldest_s=0.0, room_bytes=1 << 30, max_series=9, event=told).roll_ups
+
+    for target in (other, half):
+        target.mkdir()
+    with Reader.open(state_dir) as reader:
+        [(minutes, first)] = reader.sql("SELECT count(*), min(id) FROM minute")[1]
+        [(hours,)] = reader.sql("SELECT count(*) FROM hour")[1]
+    assert minutes > 30
+    assert hours > 0
+    assert take(other) == minutes + hours
+    for view in ("minutes", "hours"):
+        assert rolled_up(other, view) == rolled_up(state_dir, view)
+    assert take(other) == 0
+
+    # Where a stretch is there for some series only, the others are added, and ours stay.
+    early = take(half, until=first + 600)
+    assert early >= 10
+    with closing(sqlite3.connect(half / "metrics.db")) as connection:
+        [row] = connection.execute("SELECT vals, counts FROM minute WHERE id = ?", (first,))
+        ours = [rollup.Summary(-7.0, -7.0, -7.0, -7.0, 2), None, *rollup.decode_row(*row)[2:]]
+        connection.execute("UPDATE minute SET vals = ?, counts = ? WHERE id = ?", (*rollup.encode_row(ours), first))
+        connection.commit()
+    assert take(half) == minutes + hours - early + 1
+    differing = [
+        (one, other)
+        for one, other in zip(rolled_up(half, "minutes"), rolled_up(state_dir, "minutes"), strict=True)
+        if one != other
+    ]
+    assert [(one[3:7], other[0]) for one, other in differing] == [((-7.0,) * 4, rolled_up(state_dir, "minutes")[0][0])]
 
 
 names = st.sampled_from(["node_load1", "node_network_receive_bytes_total", "x", "x_total", "node_uname_info", "job:a"])
