@@ -394,6 +394,7 @@ class Agent:
             # Twice: a counter that is new is 0 at first, so that rules see it rise.
             for _ in range(2):
                 await parts.sampler.collect_now(KERNEL_COUNTERS)
+                await asyncio.sleep(0.002)  # the store tells instants apart by the millisecond
             parts.engine.wake(KERNEL_COUNTERS)
 
         watch = KernelWatch(
