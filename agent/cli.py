@@ -105,6 +105,7 @@ def _rule_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     test = _json(_add(commands, "test", "test:run", "rule unit tests, in promtool's format"))
     test.add_argument("what", choices=["rules"], help="what to test")
     test.add_argument("files", nargs="+", metavar="FILE", help="test files")
+    test.add_argument("--watch", action="store_true", help="test again whenever a test file or its rules are saved")
     query = _json(_add(commands, "query", "query:run", "evaluate PromQL over the store"))
     query.add_argument("expression", metavar="PROMQL")
     query.add_argument("--at", metavar="T", help="an instant: ISO time, epoch seconds, or an age such as 5m")

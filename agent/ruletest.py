@@ -10,6 +10,7 @@ import math
 import os
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Generic, TypeVar
@@ -17,7 +18,18 @@ from typing import Annotated, Generic, TypeVar
 from agent import rulefile, yamlfile
 from agent.engine import alert_samples, annotation, judge, kept, rung
 from agent.errors import ExpressionError, Fault
-from agent.located import MISSING, Duration, Faults, FromNode, Node, Scalar, build, parse_duration
+from agent.located import (
+    MISSING,
+    Duration,
+    Faults,
+    FromNode,
+    MappingNode,
+    Node,
+    Scalar,
+    SequenceNode,
+    build,
+    parse_duration,
+)
 from agent.model import STALE, Action, Alert, AlertState, Labels, Mode, make_labels
 from agent.promql import values
 from agent.promql.evaluate import evaluate
@@ -256,6 +268,14 @@ def run_file(path: str, instead: Mapping[str, str] | None = None) -> Result:
     return Result(path, sum(run.checks for run in runs), tuple(text for run in runs for text in run.failures))
 
 
+def files_of(path: str) -> list[str]:
+    """A test file and the rule files it names, also where it is faulty otherwise: what a watcher must look at."""
+    root = yamlfile.read([path], apart=False)[path].root
+    named = root.get("rule_files") if isinstance(root, MappingNode) else None
+    names = [each.text for each in named.items if isinstance(each, Scalar)] if isinstance(named, SequenceNode) else []
+    return [path, *(os.path.join(os.path.dirname(path), name) for name in names)]
+
+
 class _Run:
     """One test: time goes from 0 in steps of the evaluation interval, and each check is made when its time has come."""
 
@@ -336,7 +356,20 @@ class _Run:
         found = sorted(self._firing(test.alertname, at))
         if found != expected:
             what = f"alertname: {test.alertname}, time: {_duration(test.eval_time)}"
-            self._fail(placed.line, f"{what}\n{_difference(expected, found)}")
+            pending = "\n".join(self._pending(test.alertname, at))
+            self._fail(
+                placed.line, f"{what}\n{_alerts_difference(expected, found)}" + (f"\n{pending}" if pending else "")
+            )
+
+    def _pending(self, name: str, at: float) -> Iterator[str]:
+        """The alerts of that name that do not fire yet: the usual reason why an expected one is not there."""
+        for group in self._groups:
+            for rule in group.rules:
+                for alert in self._states.get(id(rule), {}).values() if rule.name == name else ():
+                    if isinstance(rule, AlertRule) and alert.state is AlertState.PENDING:
+                        left = _duration(rule.timing.for_s - (at - alert.active_since))
+                        labels = make_labels(dict(alert.labels), alertname=name)
+                        yield f"    pending, fires in {left}: {_braces(labels)}"
 
     def _firing(self, name: str, at: float) -> Iterator[tuple[Labels, Labels]]:
         for group in self._groups:
@@ -407,6 +440,47 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:g}m" if seconds % 60 == 0 else f"{seconds:g}s"
 
 
+def _alerts_difference(expected: Sequence[tuple[Labels, Labels]], found: Sequence[tuple[Labels, Labels]]) -> str:
+    """What differs and nothing else: alerts that lack or are too many, beside the nearest; annotations line by line."""
+    wanted, had = Counter(expected), Counter(found)
+    missing, extra = list((wanted - had).elements()), list((had - wanted).elements())
+    lines: list[str] = []
+    for labels, told in missing:
+        twin = next((each for each in extra if each[0] == labels), None)
+        near = twin or max(extra, key=lambda each: len(set(each[0]) & set(labels)), default=None)
+        if near is None:
+            lines.append(f"    exp: {_braces(labels)}\n    got: nothing")
+            continue
+        extra.remove(near)
+        if twin:
+            lines.append(f"    {_braces(labels)}")
+        else:
+            lines += _pairs_difference("label ", labels, near[0])
+        lines += _pairs_difference("", told, near[1])
+    lines += [f"    exp: nothing\n    got: {_braces(labels)}" for labels, _ in extra]
+    return "\n".join(lines)
+
+
+def _pairs_difference(kind: str, expected: Labels, found: Labels) -> list[str]:
+    wanted, had = dict(expected), dict(found)
+    lines = []
+    for name in sorted(wanted.keys() | had.keys()):
+        if wanted.get(name) != had.get(name):
+            lines += [
+                f"      exp {kind}{name}: {_told(wanted.get(name))}",
+                f"      got {kind}{name}: {_told(had.get(name))}",
+            ]
+    return lines
+
+
+def _told(text: str | None) -> str:
+    return "nothing" if text is None else f'"{text}"'
+
+
+def _braces(labels: Labels) -> str:
+    return "{" + ", ".join(f'{name}="{text}"' for name, text in labels) + "}"
+
+
 def _difference(expected: Sequence[object], found: Sequence[object]) -> str:
     lines = [f"    exp: {_words(each)}" for each in expected] or ["    exp: nothing"]
     lines += [f"    got: {_words(each)}" for each in found] or ["    got: nothing"]
@@ -416,12 +490,8 @@ def _difference(expected: Sequence[object], found: Sequence[object]) -> str:
 def _words(value: object) -> str:
     """A value of a comparison as its reader wrote it."""
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], tuple):
-        labels, other = value
-        inner = ", ".join(f'{name}="{text}"' for name, text in labels)
-        if isinstance(other, tuple):
-            told = ", ".join(f'{name}="{text}"' for name, text in other)
-            return f"labels {{{inner}}} annotations {{{told}}}"
-        return f"{{{inner}}} {other:g}"
+        labels, number = value
+        return f"{_braces(labels)} {number:g}"
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return str(value)
