@@ -276,7 +276,8 @@ class Importer:
             self._buffer.clear()
             self._buffered = 0
             [(pages,)] = self._connection.execute("PRAGMA page_count")
-        if pages * PAGE_BYTES > self._room_bytes:
+            [(free,)] = self._connection.execute("PRAGMA freelist_count")
+        if (pages - free) * PAGE_BYTES > self._room_bytes:
             raise StoreError(
                 f"cannot import so much: the store would take more than the {self._room_bytes >> 20} MiB that "
                 "retention.max_size leaves it; nothing was imported"
