@@ -79,6 +79,9 @@ class Link(Protocol):
             There is none, and none can be started.
         """
 
+    def tidy(self) -> None:
+        """Bury probes that have ended."""
+
 
 class ChildLink:
     """A probe of our own, started when it is needed.
@@ -99,7 +102,7 @@ class ChildLink:
         self._unreaped: set[int] = set()
 
     async def open(self) -> Connection:
-        self._reap()
+        self.tidy()
         held = self._take_lock()
         try:
             ours, theirs = socket.socketpair()
@@ -138,7 +141,7 @@ class ChildLink:
             setsid=True,  # Ctrl-C in a terminal is for the agent
         )
 
-    def _reap(self) -> None:
+    def tidy(self) -> None:
         for pid in list(self._unreaped):
             with contextlib.suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG)[0] == 0:
@@ -155,6 +158,9 @@ class SocketLink:
     async def open(self) -> Connection:
         reader, writer = await asyncio.open_unix_connection(self._path, limit=MAX_LINE_BYTES)
         return Connection(reader, writer)
+
+    def tidy(self) -> None:
+        """They are systemd's."""
 
 
 class Probe:
@@ -200,6 +206,7 @@ class Probe:
 
         Where the driver is not ``ready`` the reason is its state; GPUs that hang or are lost say so themselves.
         """
+        self._link.tidy()
         if released_until(self._state_dir, self._clock.wall()):
             await self.close()
             self._look_at = float("-inf")
