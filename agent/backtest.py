@@ -11,9 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
-from agent import handlers
 from agent.alerting import OnMissing, step
 from agent.engine import States, alert_labels, kept
 from agent.errors import ExpressionError
@@ -21,8 +19,8 @@ from agent.model import AlertState, Labels, make_labels
 from agent.promql.evaluate import evaluate, evaluate_range
 from agent.promql.nodes import NAME, Expr, Kind, Matcher, MatchOp, Subquery, kind, walk
 from agent.promql.values import Points, Source, Vector
-from agent.rulefile import AlertRule, Group, RecordingRule, RuleSet, Step
-from agent.ruletest import MemorySource
+from agent.rulefile import AlertRule, Group, RecordingRule, RuleSet
+from agent.ruletest import MemorySource, bare_handler
 
 BLOCK_S = 6 * 3600.0
 MOST_STEPS = 100_000
@@ -295,16 +293,3 @@ def _asked(fired: Sequence[tuple[AlertRule, Firing]]) -> dict[int, Asked]:
             last[key] = at
             started[rule.name].append(at)
     return found
-
-
-class _NoTools:
-    """Stands for every edge: to be asked for its resource a handler needs none of them."""
-
-    def __getattr__(self, name: str) -> _NoTools:
-        return self
-
-
-def bare_handler(rung: Step) -> handlers.Handler:
-    """The handler of a rung, to be asked for what it is and not to be used."""
-    params = {each: getattr(rung.spec, each) for each in rung.spec.__dataclass_fields__}
-    return handlers.make(rung.handler, params, cast(handlers.Tools, _NoTools()))

@@ -12,10 +12,10 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Generic, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Generic, TypeVar, cast
 
-from agent import rulefile, yamlfile
+from agent import handlers, rulefile, yamlfile
 from agent.engine import alert_samples, annotation, judge, kept, rung
 from agent.errors import ExpressionError, Fault
 from agent.located import (
@@ -36,7 +36,7 @@ from agent.promql.evaluate import evaluate
 from agent.promql.nodes import NAME, Matcher, MatchOp, VectorSelector
 from agent.promql.parse import parse
 from agent.promql.values import Points
-from agent.rulefile import AlertRule, Group, RecordingRule, RuleSet
+from agent.rulefile import AlertRule, Group, RecordingRule, RuleSet, Step
 
 DEFAULT_INTERVAL_S = 60.0
 MOST_VALUES = 10_000_000
@@ -125,6 +125,22 @@ class MemorySource:
         return max((column.times[-1] for column in self._columns.values() if column.times), default=0.0)
 
 
+# -- handlers that are not used ----------------------------------------------------------------------------------------
+
+
+class _NoTools:
+    """Stands for every edge: to be asked for its resource a handler needs none of them."""
+
+    def __getattr__(self, name: str) -> _NoTools:
+        return self
+
+
+def bare_handler(rung: Step) -> handlers.Handler:
+    """The handler of a rung, to be asked for what it is and not to be used."""
+    params = {each: getattr(rung.spec, each) for each in rung.spec.__dataclass_fields__}
+    return handlers.make(rung.handler, params, cast(handlers.Tools, _NoTools()))
+
+
 # -- what is written -------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +215,7 @@ class _ExprTest:
 class _ExpectedAction:
     handler: str
     alertname: str = ""
+    resource: str = ""
     status: str = ""
 
 
@@ -336,7 +353,9 @@ class _Run:
             was = before.get(labels)
             if alert.state is AlertState.FIRING and (was is None or was.state is not AlertState.FIRING):
                 request = rung(rule, alert, 0, self._mode, at)
-                self._actions.extend([request] if request else [])
+                if request is not None and rule.remediation is not None:
+                    resource = bare_handler(rule.remediation.steps[0]).resource()
+                    self._actions.append(replace(request, resource=resource))
         for series, value in alert_samples(before, states).items():
             self._source.add(make_labels({**dict(series.labels), NAME: series.metric}), at, value)
         self._states[id(rule)] = kept(rule, states)
@@ -402,8 +421,8 @@ class _Run:
         self.checks += 1
         test = placed.value
         status = "observed" if self._mode is Mode.OBSERVE else "requested"
-        found = [(action.handler, action.rule, status) for action in self._actions]
-        expected = [(each.handler, each.alertname, each.status) for each in test.exp_actions]
+        found = [(action.handler, action.rule, action.resource, status) for action in self._actions]
+        expected = [(each.handler, each.alertname, each.resource, each.status) for each in test.exp_actions]
         fits = len(found) == len(expected) and all(
             all(want in ("", have) for want, have in zip(wanted, had, strict=True))
             for wanted, had in zip(expected, found, strict=True)

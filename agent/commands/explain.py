@@ -10,7 +10,6 @@ from pathlib import Path
 
 from agent import inhibit
 from agent.app import load_rules
-from agent.backtest import bare_handler
 from agent.clock import SystemClock
 from agent.commands.common import clock_time, loaded, print_json, span, state_dir, words
 from agent.commands.lookup import action_json
@@ -26,6 +25,7 @@ from agent.promql.nodes import Aggregate, Binary, Call, Expr, Negation, NumberLi
 from agent.promql.parse import unparse
 from agent.promql.values import Matrix, Scalar, Vector
 from agent.rulefile import AlertRule, Remediation, RuleSet, metric_of
+from agent.ruletest import bare_handler
 from agent.silencing import firing_labels, silence_of
 from agent.store import Circuit, Reader, Silence
 from agent.store.read import AlertRecord

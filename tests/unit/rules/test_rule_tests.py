@@ -86,6 +86,23 @@ def test_a_failure_shows_what_differs(tmp_path: Path, alerts: str, said: list[st
     assert failures(tmp_path, alerts) == said
 
 
+@pytest.mark.parametrize(
+    ("expected", "fits"),
+    [
+        ("{handler: clean_cache, alertname: Large, resource: 'path:/a', status: requested}", True),
+        ("{handler: clean_cache, resource: 'path:/b'}", False),
+        ("{handler: clean_cache, status: observed}", False),
+        ("{handler: notify}", False),
+    ],
+)
+def test_an_action_is_known_by_handler_resource_and_status(tmp_path: Path, expected: str, fits: bool) -> None:
+    ladder = "remediation: {steps: [{clean_cache: {path: /a, down_to: 1GiB}}]}"
+    write_file(tmp_path / "r.yaml", RULES.rstrip("\n") + f"\n        {ladder}\n")
+    asked = f"    action_test: [{{eval_time: 6m, exp_actions: [{expected}]}}]\n"
+    path = write_file(tmp_path / "t.yaml", TEST.replace("ALERTS", alert()) + asked)
+    assert (ruletest.run_file(str(path)).failures == ()) is fits
+
+
 def test_what_was_saved_is_tested_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rules, one = write_file(tmp_path / "r.yaml", RULES), write_file(tmp_path / "1.yaml", TEST)
     other = write_file(tmp_path / "2.yaml", TEST.replace("r.yaml", "other.yaml"))
