@@ -131,23 +131,64 @@ _held = _timing.filter(lambda timing: timing.on_missing is OnMissing.HOLD and no
 _findings = st.text("TF-", min_size=1, max_size=40)
 
 
-@given(_findings, _held)
-def test_never_fires_before_it_was_true_for_long_enough(findings: str, timing: Timing) -> None:
-    for minute, alert in enumerate(play(findings, timing)):
-        if alert is not None and alert.fired_at == minute * MINUTE:
-            # From an evaluation that sees it true to the next it counts as true; from one that misses it, it does not.
-            streak = findings[: minute + 1].split("F")[-1].lstrip("-")
-            assert streak.endswith("T")
-            assert streak[:-1].count("T") * MINUTE >= timing.for_s
+_steps = st.lists(st.tuples(st.sampled_from("TF-"), st.sampled_from([1.0, 15.0, 60.0, 151.0])), min_size=1, max_size=40)
+Seen = tuple[str, float, Alert | None]
 
 
-@given(_findings, _held)
-def test_never_clears_before_keep_firing_for(findings: str, timing: Timing) -> None:
-    alerts = play(findings, timing)
-    for minute, (before, now) in enumerate(pairwise(alerts), start=1):
-        if before and now and before.state is AlertState.FIRING and now.state is AlertState.INACTIVE:
-            quiet = len(findings[: minute + 1]) - len(findings[: minute + 1].rstrip("F-"))
-            assert (quiet - 1) * MINUTE >= timing.keep_firing_for_s
+def _unevenly(steps: list[tuple[str, float]], timing: Timing) -> list[Seen]:
+    """What was found, when, and the alert then: evaluations come late, early, or after a night's sleep."""
+    alerts: Mapping[Labels, Alert] = {}
+    seen, at = [], 0.0
+    for finding, pause_s in steps:
+        at += pause_s
+        breaches = {DISK: at} if finding == "T" else {}
+        alerts = step("R", alerts, breaches, {DISK} if finding == "F" else set(), timing, at)
+        seen.append((finding, at, alerts.get(DISK)))
+    return seen
+
+
+def _means(finding: str, timing: Timing, *, firing: bool) -> str:
+    """What a finding says of an alert that stands: T true, F false, B between two thresholds, - nothing."""
+    if finding != "-":
+        return finding
+    if timing.has_clear:
+        return "B" if firing else "F"
+    return {OnMissing.HOLD: "-", OnMissing.CLEAR: "F", OnMissing.FIRE: "T"}[timing.on_missing]
+
+
+def _state(alert: Alert | None) -> AlertState:
+    return AlertState.INACTIVE if alert is None else alert.state
+
+
+@given(_steps, _timing)
+def test_never_fires_before_it_was_true_for_long_enough(steps: list[tuple[str, float]], timing: Timing) -> None:
+    seen = _unevenly(steps, timing)
+    for index, (_, at, alert) in enumerate(seen):
+        if _state(alert) is AlertState.FIRING and (index == 0 or _state(seen[index - 1][2]) is not AlertState.FIRING):
+            true_s, later = 0.0, at
+            for finding, earlier, _ in reversed(seen[:index]):
+                # From an evaluation that sees it true to the next it counts as true; from one that misses it, not.
+                meaning = _means(finding, timing, firing=False)
+                if meaning == "F":
+                    break
+                true_s += (later - earlier) * (meaning == "T")
+                later = earlier
+            assert true_s >= timing.for_s
+            assert _means(seen[index][0], timing, firing=False) == "T"
+
+
+@given(_steps, _timing)
+def test_never_clears_before_keep_firing_for(steps: list[tuple[str, float]], timing: Timing) -> None:
+    seen = _unevenly(steps, timing)
+    for index, (_, at, alert) in enumerate(seen):
+        if index and _state(alert) is AlertState.INACTIVE and _state(seen[index - 1][2]) is AlertState.FIRING:
+            since = math.inf
+            for finding, earlier, _ in reversed(seen[: index + 1]):
+                meaning = _means(finding, timing, firing=True)
+                if meaning in "TB":
+                    break
+                since = earlier if meaning == "F" else since
+            assert at - since >= timing.keep_firing_for_s
 
 
 @given(_findings, _held)
