@@ -136,7 +136,7 @@ class Spool:
                     if match := _NAME.fullmatch(file.name):
                         size = max(LEAST_BYTES, file.stat(follow_symlinks=False).st_size)
                         yield Entry(file.name, match[2], int(match[1]) / 1000, size)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
 
     def _write(self, name: str, content: bytes) -> None:

@@ -9,14 +9,14 @@ import asyncio
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agent import control, inhibit
 from agent.app import alone, hands
 from agent.clock import SystemClock
-from agent.commands.common import clock_time, duration, iso, loaded, print_json, print_table, size, state_dir
+from agent.commands.common import clock_time, duration, iso, loaded, print_json, print_table, size, span, state_dir
 from agent.commands.lookup import action_json
 from agent.control import Controls
 from agent.errors import UpkeepError
@@ -24,9 +24,9 @@ from agent.handlers import Tools, make
 from agent.located import Faults, MappingNode, Node, Scalar, SequenceNode, build, did_you_mean
 from agent.model import Plan
 from agent.notifiers.journal import Journal
-from agent.schedule import check as check_schedule
+from agent.silencing import check_every, covers, every_in_zone
 from agent.specs import HANDLERS, Spec
-from agent.store import Reader
+from agent.store import Reader, Silence
 
 
 def plan(arguments: Namespace) -> int:
@@ -176,15 +176,16 @@ def silence(arguments: Namespace) -> int:
         return 0
     if not arguments.subject or not arguments.duration:
         raise UpkeepError("cannot add a silence: give matchers and --for D")
+    if arguments.zone and not arguments.every:
+        raise UpkeepError("cannot use --zone without --every: a silence once lasts from now")
+    every = ""
     if arguments.every:
-        try:
-            check_schedule(arguments.every)
-        except ValueError as error:
-            raise UpkeepError(str(error)) from None
+        every = every_in_zone(arguments.every, arguments.zone or loaded(arguments).config.timezone)
+        check_every(every)
     fields = {
         "matchers": arguments.subject,
         "for_s": duration(arguments.duration),
-        "every": arguments.every or "",
+        "every": every,
         "why": arguments.why or "",
     }
     print(f"silence {tell(arguments, 'silence_add', fields)['id']} added")
@@ -198,13 +199,35 @@ def _list_silences(arguments: Namespace) -> int:
             "AND (every <> '' OR starts_at + for_s > ?) ORDER BY id",
             (time.time(),),
         )
+    kept = [Silence(m, w, b, s, f, e, n) for n, m, s, f, e, b, w in rows]
     if arguments.json:
-        names = ("id", "matchers", "starts_at", "ends_at", "every", "by", "why")
-        print_json([dict(zip(names, (n, m, iso(s), iso(s + f), e, b, w), strict=True)) for n, m, s, f, e, b, w in rows])
+        print_json([_silence_json(each) for each in kept])
     else:
-        columns = ("ID", "MATCHERS", "STARTS", "ENDS", "EVERY", "BY", "WHY")
-        print_table(columns, [(n, m, clock_time(s), clock_time(s + f), e or "-", b, w) for n, m, s, f, e, b, w in rows])
+        columns = ("ID", "NOW", "MATCHERS", "FROM", "UNTIL OR FOR", "EVERY", "BY", "WHY")
+        print_table(columns, [_silence_row(each) for each in kept])
     return 0
+
+
+def _silence_json(silence: Silence) -> dict[str, object]:
+    once = not silence.every
+    return {
+        "id": silence.id,
+        "active": covers(silence, time.time()),
+        "matchers": silence.matchers,
+        "starts_at": iso(silence.starts_at),
+        "ends_at": iso(silence.starts_at + silence.for_s) if once else None,
+        "for_s": silence.for_s,
+        "every": silence.every,
+        "by": silence.by,
+        "why": silence.why,
+    }
+
+
+def _silence_row(silence: Silence) -> Sequence[object]:
+    now = "silent" if covers(silence, time.time()) else "-"
+    until = span(silence.for_s) if silence.every else clock_time(silence.starts_at + silence.for_s)
+    start = clock_time(silence.starts_at)
+    return silence.id, now, silence.matchers, start, until, silence.every or "-", silence.by, silence.why
 
 
 def circuit(arguments: Namespace) -> int:
