@@ -2,7 +2,8 @@
 
 A column becomes integers (its values times a power of ten where that is exact, else the bits of the floats), those
 their differences, those what they are above the least one in units of their common divisor, those planes of bytes,
-and the planes are deflated. Each step is undone exactly; the smallest of three orders of difference is kept.
+and the planes are deflated. Each step is undone exactly; the smallest of three orders of difference is kept. Each
+column carries a checksum: what a disk changed is an error, never a value.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise, repeat
 from operator import add, mul, truediv
+from zlib import crc32
 
 WINDOW_S = 600
 """A chunk holds readings of one stretch of so many seconds since the epoch."""
@@ -24,20 +26,30 @@ _DIGITS = 9
 _PROBES = 8
 _ORDERS = 3
 _FITS = 1 << 63
-_OFFSET = struct.Struct("<I")
+_OFFSET = _CHECKSUM = struct.Struct("<I")
 
 
 def pack(parts: Sequence[bytes]) -> bytes:
     """Parts as one value that begins with the offset of each, so that one is read without the others."""
+    parts = [data + _CHECKSUM.pack(crc32(data)) for data in parts]
     head = _OFFSET.size * (len(parts) + 1)
     offsets = accumulate(map(len, parts), initial=head)
     return b"".join((*map(_OFFSET.pack, offsets), *parts))
 
 
 def part(packed: bytes, position: int) -> bytes:
-    """One of the parts that :func:`pack` put together."""
+    """One of the parts that :func:`pack` put together.
+
+    Raises
+    ------
+    ValueError
+        It is not what was packed.
+    """
     low, high = struct.unpack_from("<II", packed, _OFFSET.size * position)
-    return packed[low:high]
+    data = packed[low : high - _CHECKSUM.size]
+    if packed[high - _CHECKSUM.size : high] != _CHECKSUM.pack(crc32(data)):
+        raise ValueError("the checksum is not that of the data")
+    return data
 
 
 def encode_values(values: Sequence[float]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from array import array
 
 from agent.store import chunk
@@ -11,6 +12,8 @@ from agent.store.chunk import WINDOW_S
 from agent.store.database import Database
 from agent.store.series import decode_values
 from agent.store.statement import Row
+
+log = logging.getLogger(__name__)
 
 _WINDOW_KEYS = WINDOW_S * 1_000_000
 _DECODED_AT_ONCE = 64 << 10
@@ -47,24 +50,36 @@ async def compact_oldest(database: Database, until: float) -> list[int]:
             "SELECT id, vals FROM tick WHERE id >= ? AND id < ? AND layout = ? ORDER BY id", (*within, layout)
         )
         packed = json.dumps([number for number, _ in rows])
+        [(width,)] = await database.read("SELECT count(*) FROM slot WHERE layout = ?", (layout,))
+        data = await _packed(rows, width)
         await database.write(
-            (_INSERT, (first, first, after, layout, await _packed(rows))),
+            *([(_INSERT, (first, first, after, layout, data))] if data else []),
             ("DELETE FROM tick WHERE id IN (SELECT value FROM json_each(?))", (packed,)),
         )
         sizes += [len(vals) for _, vals in rows]
     return sizes
 
 
-async def _packed(rows: list[Row]) -> bytes:
-    """The chunk of the rows of one layout."""
-    flat = array("d")
+async def _packed(rows: list[Row], width: int) -> bytes | None:
+    """The chunk of those rows of one layout, of so many series, that can be read."""
+    flat, instants = array("d"), list[int]()
     at_once = max(1, _DECODED_AT_ONCE // len(rows[0][1]))
     for at in range(0, len(rows), at_once):
-        for _, vals in rows[at : at + at_once]:
-            flat.extend(decode_values(vals))
+        for number, vals in rows[at : at + at_once]:
+            try:
+                values = decode_values(vals)
+                if len(values) != width:
+                    raise ValueError(f"{len(values)} values for {width} series")
+            except ValueError as error:
+                # It goes with the others, which must not wait for it for ever.
+                log.error("row_damaged at=%s error=%s", number / 1_000_000, error)
+                continue
+            flat.extend(values)
+            instants.append(number // 1000)
         await asyncio.sleep(0)
-    width = len(flat) // len(rows)
-    parts = [chunk.encode_integers([number // 1000 for number, _ in rows])]
+    if not instants:
+        return None
+    parts = [chunk.encode_integers(instants)]
     for position in range(width):
         parts.append(chunk.encode_values(flat[position::width]))
         await asyncio.sleep(0)

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import aiosqlite
 
 from agent.errors import StoreError
-from agent.store.statement import BUSY_S, Many, Row, Statement
+from agent.store.statement import BUSY_S, Many, Row, Statement, lenient_text
 
 BALLAST_BYTES = 1 << 20
 PAGE_BYTES = 4096
@@ -52,6 +52,8 @@ class Schema:
     synchronous: str
     checked_whole: bool
     """Check every page at start however large the file is."""
+    names: tuple[str, ...] = ()
+    """Tables that say what all others are about: they are held against their indexes at every start."""
 
     def script(self) -> str:
         """The SQL that makes a new file; auto_vacuum must be chosen before the first table, and before WAL."""
@@ -93,7 +95,7 @@ class Schema:
         return (_FOLDER / name).read_text(encoding="utf-8")
 
 
-METRICS = Schema("metrics", 3, 0x55504B4D, "NORMAL", checked_whole=False)
+METRICS = Schema("metrics", 3, 0x55504B4D, "NORMAL", checked_whole=False, names=("series",))
 LEDGER = Schema("ledger", 3, 0x55504B4C, "FULL", checked_whole=True)
 
 
@@ -388,6 +390,7 @@ def connect(path: Path, schema: Schema, forward: list[Forward] | None = None) ->
     _check_files(path, schema)
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, factory=_Patient)
     connection.absent = f"{path}.absent"
+    connection.text_factory = lenient_text
     try:
         _check_content(connection, path, schema)
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -551,6 +554,10 @@ def _check_content(connection: sqlite3.Connection, path: Path, schema: Schema) -
             raise Damaged(verdict)
     else:
         connection.execute("SELECT min(id), max(id) FROM tick").fetchone()
+    for table in schema.names:
+        (verdict,) = connection.execute(f"PRAGMA integrity_check({table})").fetchone()
+        if verdict != "ok":
+            raise Damaged(f"what its rows belong to is in doubt: {verdict}")
 
 
 def stamp(at: float) -> str:

@@ -28,6 +28,7 @@ from agent.store.series import (
     encode_labels,
     encode_values,
     layout_statements,
+    seal,
 )
 from agent.store.statement import Many, Row, Statement
 from agent.store.wal import SPACED_S, Wal
@@ -74,6 +75,8 @@ class Metrics:
         """Why rows are waiting in memory; empty while the file takes them."""
         self.dropped_rows = 0
         """Rows that found no room in memory while the file could not take them."""
+        self.damaged_rows = 0
+        """Rows of the file that are not what was written: they are passed over."""
         self.log = Wal(database)
         self._database = database
         self._limits = limits
@@ -294,7 +297,7 @@ class Metrics:
         if len(reading.values) != len(reading.series):
             raise ValueError(f"a reading has {len(reading.values)} values for {len(reading.series)} series")
         self._rows = (self._rows + 1) % 1000
-        return round(reading.at * 1000) * 1000 + self._rows, layout, encode_values(reading.values)
+        return round(reading.at * 1000) * 1000 + self._rows, layout, seal(encode_values(reading.values))
 
     def _remember(self, layout: Layout, reading: Reading) -> None:
         self.recent.add(layout, round(reading.at * 1000) / 1000, reading.values)
@@ -371,7 +374,10 @@ class Metrics:
             ids = {layout: await self._series_ids(layout) for layout in {row[0] for row in rows}}
             parts = []
             for layout, vals, counts in rows:
-                parts.append((ids[layout], rollup.decode_row(vals, counts)))
+                try:
+                    parts.append((ids[layout], rollup.decode_row(vals, counts)))
+                except ValueError:
+                    self.damaged_rows += 1
                 await asyncio.sleep(0)  # a row takes a tenth of a millisecond, an hour of them would hold up a tick
             await self._store_rollup("hour", HOUR_S, start, rollup.combine_rows(parts))
 
@@ -423,7 +429,10 @@ class Metrics:
             cover = self._cover.get(MINUTE_S)
             if cover is None or cover.id != layout_id:
                 cover = self._cover[MINUTE_S] = self._layouts.kept(layout_id, await self._series_ids(layout_id))
-            self._minutes.add(cover, start + MINUTE_S, rollup.decode_last(vals))
+            try:
+                self._minutes.add(cover, start + MINUTE_S, rollup.decode_last(vals))
+            except ValueError:
+                self.damaged_rows += 1
         until = int(at * 1_000_000)  # what lies ahead was stored before the clock was set back
         [(newest,)] = await self._database.read("SELECT max(id) FROM tick WHERE id <= ?", (until,))
         if newest is None:
@@ -437,7 +446,10 @@ class Metrics:
             layout = layouts.get(layout_id)
             if layout is None:
                 layout = layouts[layout_id] = self._layouts.adopt(layout_id, await self._series_ids(layout_id))
-            self.recent.add(layout, number // 1000 / 1000, decode_values(vals))
+            try:
+                self.recent.add(layout, number // 1000 / 1000, decode_values(vals))
+            except ValueError:
+                self.damaged_rows += 1
         self._rows = rows[-1][0] % 1000 if rows else 0
 
 

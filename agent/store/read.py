@@ -7,10 +7,10 @@ import math
 import sqlite3
 import struct
 import time
-import zlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice, repeat
@@ -26,7 +26,7 @@ from agent.store import chunk
 from agent.store.chunk import WINDOW_S
 from agent.store.rows import ACTION, ALERT, ITEMS, PACKED_ITEMS, action_of, alert_of, items_of, unpacked_items
 from agent.store.series import decode_labels, decode_values, encode_value
-from agent.store.statement import BUSY_S, Row
+from agent.store.statement import BUSY_S, Row, lenient_text
 
 if TYPE_CHECKING:
     from agent.promql.nodes import Matcher
@@ -63,6 +63,13 @@ READ_DEADLINE_S = 300.0
 """No statement reads longer: it would keep the log of the writer from being emptied (docs/decisions/023)."""
 
 _STEPS_BETWEEN_LOOKS = 100_000
+# A slot is in the table and in its index: where a disk changed one of them, its samples are nobody's.
+_SLOTS = """
+SELECT layout, position FROM slot INDEXED BY slot_series
+WHERE series = ?1 AND (SELECT own.series FROM slot AS own NOT INDEXED
+                       WHERE own.layout = slot.layout AND own.position = slot.position) = ?1
+"""
+
 _PRAGMAS = frozenset({"table_info", "table_xinfo", "table_list", "index_list", "index_info", "database_list"})
 _READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
 
@@ -123,6 +130,7 @@ class Reader:
             raise StoreError(f'cannot read the store in "{state_dir}": there is no metrics.db')
         try:
             connection = sqlite3.connect(_uri(metrics), uri=True, timeout=BUSY_S, isolation_level=None)
+            connection.text_factory = lenient_text
             try:
                 connection.execute("SELECT count(*) FROM sqlite_master")
                 connection.execute("PRAGMA temp_store = MEMORY")  # first of all: it drops what is temporary
@@ -166,7 +174,7 @@ class Reader:
         }
         wanted: dict[int, list[tuple[int, _Column]]] = {}
         for number, column in columns.items():
-            for layout, position in self._rows("SELECT layout, position FROM slot WHERE series = ?", (number,)):
+            for layout, position in self._rows(_SLOTS, (number,)):
                 wanted.setdefault(layout, []).append((position, column))
         first_ms, last_ms = math.ceil(start * 1000), math.floor(end * 1000)
         # One statement, so that rows which become a chunk meanwhile are seen once.
@@ -182,18 +190,20 @@ class Reader:
                 last_ms * 1000 + 999,
             ),
         )
-        for hot, number, layout, data in rows:
-            if not hot:
+        with closing(rows):  # an error here must not leave a statement open
+            for hot, number, layout, data in rows:
                 try:
-                    _unpack(data, wanted[layout], first_ms, last_ms)
-                except (zlib.error, struct.error, ValueError, IndexError) as error:
-                    begun = datetime.fromtimestamp(number / 1000, UTC)
-                    raise StoreError(f"cannot read the chunk of {begun:%Y-%m-%dT%H:%M:%SZ}: it is damaged") from error
-                continue
-            values = decode_values(data)
-            for position, column in wanted[layout]:
-                column.times.append(number // 1000 / 1000)
-                column.values.append(values[position])
+                    if not hot:
+                        _unpack(data, wanted[layout], first_ms, last_ms)
+                        continue
+                    values = decode_values(data)
+                    for position, column in wanted[layout]:
+                        column.values.append(values[position])
+                        column.times.append(number // 1000 / 1000)
+                except (struct.error, ValueError, IndexError) as error:
+                    what, seconds = ("row", number / 1_000_000) if hot else ("chunk", number / 1000)
+                    begun = datetime.fromtimestamp(seconds, UTC)
+                    raise StoreError(f"cannot read the {what} of {begun:%Y-%m-%dT%H:%M:%SZ}: it is damaged") from error
         return [column.points() for column in columns.values() if column.times]
 
     def actions(self, *, since: float = 0.0, until: float = math.inf) -> list[Action]:
@@ -247,7 +257,10 @@ class Reader:
         where, parameters = ("", ()) if metric is None else ("WHERE metric = ?", (metric,))
         found = []
         for number, name, labels in self._rows(f"SELECT id, metric, labels FROM series {where}", parameters):
-            named = {NAME: name, **json.loads(labels)}
+            try:
+                named = {NAME: name, **json.loads(labels)}
+            except ValueError as error:
+                raise StoreError(f'cannot read the labels of series {number} of "{name}": they are damaged') from error
             if all(matcher.matches(named.get(matcher.name, "")) for matcher in matchers):
                 found.append((number, Series(name, decode_labels(labels))))
         return found
@@ -256,7 +269,7 @@ class Reader:
         rows = self._rows(ITEMS, (action,))
         return items_of(rows, self._rows(PACKED_ITEMS, (action,)))
 
-    def _stream(self, sql: str, parameters: Sequence[object]) -> Iterator[Row]:
+    def _stream(self, sql: str, parameters: Sequence[object]) -> Generator[Row, None, None]:
         """Rows as they are read, by a statement of our own."""
         self._until = time.monotonic() + READ_DEADLINE_S
         try:

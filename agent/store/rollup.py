@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from agent.store.series import decode_value, encode_value
+from agent.store.series import decode_value, encode_value, seal, unseal
 
 MINUTE_S = 60
 HOUR_S = 3600
@@ -46,19 +46,19 @@ def encode_row(summaries: Iterable[Summary | None]) -> tuple[str, str]:
     counts = [0 if part is None else part.size for part in parts]
     present = {count for count in counts if count}
     packed = str(present.pop()) if len(present) == 1 else json.dumps(counts, separators=(",", ":"))
-    return "[" + ",".join("null" if part is None else _encode(part) for part in parts) + "]", packed
+    return seal("[" + ",".join("null" if part is None else _encode(part) for part in parts) + "]"), packed
 
 
 def decode_row(vals: str, counts: str) -> list[Summary | None]:
-    """What :func:`encode_row` packed; means hold twelve digits."""
-    values, numbers = json.loads(vals), json.loads(counts)
+    """What :func:`encode_row` packed; means hold twelve digits. ValueError: the row is damaged."""
+    values, numbers = json.loads(unseal(vals)), json.loads(counts)
     each = [numbers] * len(values) if isinstance(numbers, int) else numbers
     return [_decode(value, count) for value, count in zip(values, each, strict=True)]
 
 
 def decode_last(vals: str) -> list[float]:
-    """The last value of each series in a row, the stale marker where it was absent."""
-    return [decode_value(value[3] if isinstance(value, list) else value) for value in json.loads(vals)]
+    """The last value of each series in a row, the stale marker where it was absent. ValueError: the row is damaged."""
+    return [decode_value(value[3] if isinstance(value, list) else value) for value in json.loads(unseal(vals))]
 
 
 def combine_rows(rows: Iterable[tuple[Sequence[int], Sequence[Summary | None]]]) -> Mapping[int, Summary]:

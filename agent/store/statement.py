@@ -12,6 +12,11 @@ BUSY_S = 5.0
 Row = tuple[Any, ...]
 
 
+def lenient_text(raw: bytes) -> str:
+    """Text as SQLite holds it: what a disk changed need not be UTF-8, and must not keep the rest from being read."""
+    return raw.decode("utf-8", "replace")
+
+
 @dataclass(frozen=True, slots=True)
 class Many:
     """One statement carried out for each row of parameters."""

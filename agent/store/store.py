@@ -88,6 +88,9 @@ class Store:
         copies = Copies(state_dir, limits.max_size_bytes)
         store = cls(lock, (opened[0], opened[1]), metrics, Ledger(opened[1], clock=clock), copies, limits)
         store.notices = [notice for file in opened for notice in _notices(file, clock.wall())]
+        if metrics.damaged_rows:
+            message = f"{metrics.damaged_rows} rows of metrics.db are not what was written, and were passed over"
+            store.notices.append(Event("rows_damaged", Severity.ERROR, message, "store", clock.wall()))
         return store
 
     async def maintain(self, at: float) -> None:

@@ -65,6 +65,17 @@ def test_parts_are_read_alone(parts: list[bytes]) -> None:
     assert [chunk.part(packed, position) for position in range(len(parts))] == parts
 
 
+@given(st.lists(st.binary(max_size=20), min_size=1, max_size=4), st.data())
+def test_a_changed_bit_of_a_chunk_is_an_error_or_changes_no_part(parts: list[bytes], data: st.DataObject) -> None:
+    changed = bytearray(chunk.pack(parts))
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    for position, part in enumerate(parts):
+        try:
+            assert chunk.part(bytes(changed), position) == part
+        except (ValueError, struct.error):
+            pass
+
+
 @pytest.mark.parametrize(
     ("values", "most_bytes"),
     [

@@ -314,7 +314,7 @@ def test_a_vanished_source_leaves_no_layouts_behind(with_store: WithStore, state
 
 
 def test_the_file_keeps_its_size(with_store: WithStore, state_dir: Path, clock: ManualClock) -> None:
-    limits = Retention(max_size_bytes=1 << 20)
+    limits = Retention(max_size_bytes=4 << 20)  # a minute's rows fit between the size and the fence
     wide = tuple(Series("wide", (("n", str(n)),)) for n in range(100))
     start = clock.wall()
 

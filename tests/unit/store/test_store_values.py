@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agent.model import STALE
 from agent.store.rollup import Summary, combine, decode_row, encode_row, summarize
-from agent.store.series import decode_labels, decode_values, encode_labels, encode_values
+from agent.store.series import decode_labels, decode_values, encode_labels, encode_values, seal
 
 any_float64 = st.integers(0, 2**64 - 1).map(lambda bits: struct.unpack("<d", struct.pack("<Q", bits))[0])
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -45,6 +45,19 @@ def test_a_row_is_short() -> None:
         '[1.0,2.5,3.0,1e+20,"NaN","+Inf","-Inf",null]'
     )
     assert encode_values((7.0, 8.0, 9.25)) == "[7,8,9.25]"
+
+
+@given(st.lists(st.one_of(any_float64, st.just(STALE)), max_size=4), st.data())
+def test_a_changed_bit_of_a_row_is_an_error_or_changes_no_value(values: list[float], data: st.DataObject) -> None:
+    text = seal(encode_values(values))
+    assert [bits(value) for value in decode_values(text)] == [bits(value) for value in values]
+    changed = bytearray(text.encode())
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        found = decode_values(changed.decode("utf-8", "replace"))
+    except ValueError:
+        return
+    assert [bits(value) for value in found] == [bits(value) for value in values]
 
 
 @given(st.lists(finite, min_size=1, max_size=20))
