@@ -209,3 +209,21 @@ def judge(code: int, text: str, overrides: Mapping[int, Override], *, cause: int
         advice=override.advice or advice,
         ignore=override.ignore,
     )
+
+
+def reference() -> str:
+    """``docs/reference/xids.md``, made from the catalogue."""
+    lines = [
+        "# Xids",
+        "",
+        "Made from the catalogue in `agent/gpu/xid.py`; a test compares. An Xid advises and repairs nothing. Xid 45 after",
+        "another Xid of the same GPU is its consequence; Xid 154 carries the driver's own advice; an NVLink error (144 to 150)",
+        "says itself whether it is fatal. [How to say otherwise for a site](../how-to/watch-gpus.md).",
+        "",
+        "| Xid | name | severity | advice |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {code} | {entry.name} | {entry.severity} | `{entry.advice}` |" for code, entry in CATALOGUE.items()]
+    lines += ["", "| advice | what to do |", "|---|---|"]
+    lines += [f"| `{name}` | {words} |" for name, words in ADVICE.items()]
+    return "\n".join([*lines, ""])

@@ -16,6 +16,7 @@ from agent import config, handlers, located, matching, metrics, rulefile, specs
 from agent.cli import make_parser
 from agent.commands.common import span
 from agent.config import Config
+from agent.gpu import xid
 from agent.located import hints, key_of
 from tests.support import schema
 
@@ -395,6 +396,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/reference/shipped-rules.md": shipped_rules,
     "docs/reference/upkeep.schema.json": schema.configuration,
     "docs/reference/rules.schema.json": schema.rules,
+    "docs/reference/xids.md": xid.reference,
     "docs/decisions/README.md": decisions,
 }
 """Each generated page, by its place in the checkout, and what makes it."""
