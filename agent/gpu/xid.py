@@ -216,9 +216,9 @@ def reference() -> str:
     lines = [
         "# Xids",
         "",
-        "Made from the catalogue in `agent/gpu/xid.py`; a test compares. An Xid advises and repairs nothing. Xid 45 after",
-        "another Xid of the same GPU is its consequence; Xid 154 carries the driver's own advice; an NVLink error (144 to 150)",
-        "says itself whether it is fatal. [How to say otherwise for a site](../how-to/watch-gpus.md).",
+        "Made from the catalogue in `agent/gpu/xid.py`; a test compares. An Xid advises and repairs nothing. Xid 45",
+        "after another Xid of the same GPU is its consequence; Xid 154 carries the driver's own advice; an NVLink",
+        "error (144 to 150) says itself whether it is fatal. [Say otherwise for a site](../how-to/watch-gpus.md).",
         "",
         "| Xid | name | severity | advice |",
         "|---|---|---|---|",
