@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sqlite3
 import struct
+import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.clock import ManualClock
@@ -28,7 +30,9 @@ any_float64 = st.integers(0, 2**64 - 1).map(lambda bits: struct.unpack("<d", str
 counter = st.tuples(st.integers(-(2**63), 2**63), st.lists(st.integers(0, 2000))).map(
     lambda made: [float(made[0] + sum(made[1][:n])) for n in range(len(made[1]) + 1)]
 )
-decimals = st.lists(st.integers(-(10**9), 10**9).map(lambda n: n / 100), min_size=1)
+decimal = st.integers(-(10**9), 10**9).map(lambda n: n / 100)
+whole = st.one_of(st.integers(2**63 - 4096, 2**63 + 4096).map(float), st.integers(-(2**53), 2**53).map(float))
+decimals = st.lists(decimal, min_size=1)
 columns = st.one_of(
     st.lists(st.one_of(any_float64, st.floats(), st.just(STALE)), min_size=1),
     st.lists(st.sampled_from([0.0, -0.0, math.nan, STALE, 5e-324, 1.5]), min_size=1),
@@ -87,6 +91,42 @@ def test_a_changed_bit_of_a_chunk_is_an_error_or_changes_no_part(parts: list[byt
 )
 def test_what_hosts_measure_is_short(values: list[float], most_bytes: int) -> None:
     assert len(chunk.encode_values(values)) <= most_bytes
+
+
+steps_ms = st.lists(st.integers(1, 400_000), min_size=1, max_size=40)
+rows_of_two = st.lists(st.tuples(st.one_of(any_float64, st.just(STALE)), decimal | whole), min_size=40, max_size=40)
+
+
+@settings(max_examples=25, deadline=None)
+@given(steps_ms, rows_of_two, st.integers(0, 4))
+def test_from_hot_row_to_chunk_to_reader_no_bit_changes(
+    steps: list[int], rows: list[tuple[float, float]], windows: int
+) -> None:
+    """Irregular instants, any float64: as hot rows, as chunks, as some of both, and after a restart."""
+    begin_ms = 1_700_000_400_000
+    instants = [begin_ms + sum(steps[:n]) for n in range(len(steps))]
+    want = [(raw([at / 1000 for at in instants]), raw([row[i] for row in rows[: len(steps)]])) for i in range(2)]
+
+    def read(state_dir: Path) -> list[tuple[bytes, bytes]]:
+        with Reader.open(state_dir) as reader:
+            found = [reader.select(named(metric), 0, 2e9) for metric in ("cpu", "load")]
+        return [(raw(points.times), raw(points.values)) for [points] in found]
+
+    async def main(state_dir: Path) -> None:
+        clock = ManualClock(instants[-1] / 1000 + 1)
+        store = await Store.open(state_dir, clock=clock, limits=Retention())
+        await store.metrics.append(
+            [Reading(at / 1000, CPU, list(row)) for at, row in zip(instants, rows, strict=False)]
+        )
+        assert read(state_dir) == want
+        for _ in range(windows):
+            await compact_oldest(store._files[0], clock.wall() + 3600)
+        assert read(state_dir) == want
+        await store.close()
+        assert read(state_dir) == want
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(main(Path(folder) / "state"))
 
 
 def named(metric: str) -> list[Matcher]:
