@@ -21,7 +21,8 @@ LAYERS = (
     ("reports", "reports"),
     (
         "edges",
-        "agent.store agent.ops agent.gpu agent.kernel agent.redis agent.objectstore agent.mail agent.process agent.systemd "
+        "agent.store agent.ops agent.gpu agent.kernel agent.redis agent.objectstore agent.mail agent.process "
+        "agent.systemd "
         "agent.inhibit agent.secret agent.aside agent.web agent.spool agent.logwatch.tailer agent.logwatch.history",
     ),
     ("what is written", "agent.config agent.matching agent.rulefile agent.rulecheck agent.rulevalues agent.overrides agent.logwatch"),
