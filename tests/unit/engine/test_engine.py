@@ -235,3 +235,31 @@ def test_a_commit_wakes_only_the_rules_that_select_it(tmp_path: Path) -> None:
         await asyncio.gather(running, return_exceptions=True)
 
     play(tmp_path, scene)
+
+
+def test_a_recording_rule_sees_what_those_before_it_recorded(tmp_path: Path) -> None:
+    chain = "{{record: b, expr: x + 1}}, {{record: c, expr: b * 2}}, {{alert: C, expr: c}}"
+    rules = f"groups: [{{{{name: g, rules: [{chain}]}}}}]\n"
+
+    async def scene(on: Bench) -> None:
+        await put(on, 20)
+        await on.engine.once()
+        assert [alert.value for alert in on.engine.alerts()] == [42.0]
+
+    play(tmp_path, scene, rules)
+
+
+def test_alerts_are_the_same_with_what_windows_carry_and_without(tmp_path: Path) -> None:
+    rules = "groups: [{{name: g, rules: [{{alert: Hour, expr: 'avg_over_time(x[1h]) > 100'}}]}}]\n"
+
+    async def scene(on: Bench) -> None:
+        for second in range(900):
+            await put(on, 99 + second % 7 / 2)
+            if second % 15:
+                continue
+            await on.engine.once()
+            value = evaluate(parse("avg_over_time(x[1h]) > 100"), on.store.metrics, on.clock.wall())
+            assert isinstance(value, Vector)
+            assert [alert.value for alert in on.engine.alerts()] == [number for _, number in value.samples]
+
+    play(tmp_path, scene, rules)
