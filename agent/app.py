@@ -29,7 +29,7 @@ from agent.dispatch import Brakes, Dispatch
 from agent.engine import Engine
 from agent.errors import FaultyFilesError, StoreError, UpkeepError
 from agent.gpu import xid
-from agent.gpu.client import ChildLink, Probe, SocketLink
+from agent.gpu.client import LOCK, ChildLink, Probe, SocketLink
 from agent.handlers import Tools
 from agent.kernel import journal
 from agent.kernel.book import Book
@@ -627,7 +627,7 @@ def hands(settings: config.Config, clock: Clock) -> OpsClient:
 def probe(settings: config.Config, clock: Clock) -> Probe:
     """The probe of the GPUs: systemd's under systemd, where the agent itself may open no device; else a child."""
     state_dir = Path(settings.state_dir)
-    link = SocketLink(GPU_SOCKET) if systemd.started() else ChildLink(state_dir / "gpu.lock")
+    link = SocketLink(GPU_SOCKET) if systemd.started() else ChildLink(state_dir / LOCK)
     return Probe(link, clock, state_dir)
 
 

@@ -31,6 +31,7 @@ REMEMBER_S = 60.0
 """How often a position is committed that brought no event: boot has thousands of ordinary lines."""
 
 AGAIN_S = 10.0
+LAST_AGAIN_S = 600.0
 
 Commit = Callable[[Sequence[Event], Sequence[Reading], Mapping[str, Mapping[str, object]]], Awaitable[None]]
 
@@ -79,12 +80,16 @@ class KernelWatch:
 
     async def run(self) -> None:
         """Until cancelled. A source that ends or fails is opened again behind what was read."""
+        again_s = AGAIN_S
         while True:
+            before = self._position
             try:
                 await self._follow()
             except OSError as error:
                 log.warning("kernel_log_unreadable error=%s", error)
-            await asyncio.sleep(AGAIN_S)
+            # A log that this user may not read ends at once, each time.
+            again_s = AGAIN_S if self._position != before else min(2 * again_s, LAST_AGAIN_S)
+            await asyncio.sleep(again_s)
 
     async def _follow(self) -> None:
         queue: asyncio.Queue[Line | None] = asyncio.Queue(MOST_LINES)

@@ -266,7 +266,6 @@ def _gpu() -> Iterator[Metric]:
         ("ECC_DBE_VOL_TOTAL", "", "Uncorrectable memory errors since the driver was loaded."),
         ("ECC_SBE_AGG_TOTAL", "", "Correctable memory errors of the GPU's life."),
         ("ECC_DBE_AGG_TOTAL", "", "Uncorrectable memory errors of the GPU's life."),
-        ("NVLINK_BANDWIDTH_TOTAL", "", "Traffic over all NVLinks."),
         ("NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL", "", "NVLink control errors."),
         ("NVLINK_CRC_DATA_ERROR_COUNT_TOTAL", "", "NVLink data errors."),
         ("NVLINK_REPLAY_ERROR_COUNT_TOTAL", "", "NVLink packets sent again."),

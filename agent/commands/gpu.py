@@ -8,12 +8,13 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from agent.commands.common import clock_time, duration, loaded, print_json, print_table
+from agent.commands.common import as_owner_of, clock_time, duration, loaded, print_json, print_table
 from agent.config import Config
 from agent.control import myself
 from agent.errors import StoreError, UpkeepError
 from agent.gpu import host, release
-from agent.gpu.protocol import GpuError, Seen, states_of_drivers
+from agent.gpu.client import LOCK, holder
+from agent.gpu.protocol import DRIVER_WORDS, GpuError, Seen
 
 FRESH_S = 60.0
 """How old samples may be to be shown instead of asking the driver afresh."""
@@ -112,6 +113,7 @@ def _asked(settings: Config) -> tuple[list[Row], str]:
         finally:
             await own.close()
 
+    as_owner_of(Path(settings.state_dir))
     try:
         seen = asyncio.run(ask())
     except (OSError, GpuError) as error:
@@ -125,7 +127,7 @@ def _asked(settings: Config) -> tuple[list[Row], str]:
         rows.append(row)
     if seen.state == "ready":
         return _ordered(rows), "" if rows else "no GPU: the driver is loaded and lists none"
-    words = states_of_drivers()[seen.state]
+    words = DRIVER_WORDS[seen.state]
     return _ordered(rows), "no GPU: " * (seen.state == "no_driver") + words + f" ({seen.message})" * bool(seen.message)
 
 
@@ -145,7 +147,7 @@ def _release(arguments: Namespace) -> int:
         print("the GPUs are watched again")
         return 0
     interval_s = (settings.collect.gpu.interval if settings.collect.gpu else None) or settings.collect.interval
-    left = _wait_for_probes(interval_s + MARGIN_S)
+    left = _wait_for_probes(Path(settings.state_dir), interval_s + MARGIN_S)
     for pid in left:
         print(f"the probe {pid} has not ended: it hangs in the driver, which only a reboot may free")
     others = [(pid, name) for pid, name in host.device_holders() if pid not in left]
@@ -156,8 +158,12 @@ def _release(arguments: Namespace) -> int:
     return 1 if left else 0
 
 
-def _wait_for_probes(patience_s: float) -> list[int]:
+def _wait_for_probes(state_dir: Path, patience_s: float) -> list[int]:
+    """The probes of this agent that are left after a while: its own child, and the unit's."""
     deadline = time.monotonic() + patience_s
-    while (left := host.probes()) and time.monotonic() < deadline:
+    while True:
+        held = holder(state_dir / LOCK)
+        left = sorted({*([held] if held else []), *host.unit_probes()})
+        if not left or time.monotonic() >= deadline:
+            return left
         time.sleep(0.1)
-    return left

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from agent.gpu.protocol import Gpu, Seen, states_of_drivers
+from agent.gpu.protocol import DRIVER_WORDS, DriverState, Gpu, Seen
 from agent.model import Event, Severity, make_labels
 
-_DRIVER: Mapping[str, Severity] = {
+_DRIVER: Mapping[DriverState, Severity] = {
     "ready": Severity.INFO,
     "released": Severity.INFO,
     "no_driver": Severity.ERROR,
@@ -38,7 +38,7 @@ class Changes:
     """
 
     def __init__(self) -> None:
-        self._state = "no_driver"
+        self._state: DriverState = "no_driver"
         self._driver_version = ""
         self._mismatch = False
         self._gpus: dict[str, Gpu] = {}
@@ -75,7 +75,7 @@ class Changes:
     def _driver(self, seen: Seen) -> Iterator[_Change]:
         if seen.state != self._state:
             began = self._state == "no_driver" and seen.state == "ready" and not self._driver_version
-            words = states_of_drivers()[seen.state] + (f" ({seen.message})" if seen.message else "")
+            words = DRIVER_WORDS[seen.state] + (f" ({seen.message})" if seen.message else "")
             if not began:
                 yield _Change("gpu_driver", _DRIVER[seen.state], f"GPU driver: {words}")
             self._state = seen.state

@@ -47,6 +47,8 @@ STOP_S = 1.0
 
 _MAIN = Path(__file__).with_name("__main__.py")
 _LOCK_FD = 3
+LOCK = "gpu.lock"
+"""In the state directory: whoever holds it is the agent's own probe, and its process number stands in it."""
 
 
 class StuckError(GpuError):
@@ -147,6 +149,19 @@ class ChildLink:
                 if os.waitpid(pid, os.WNOHANG)[0] == 0:
                     continue
             self._unreaped.discard(pid)
+
+
+def holder(lock: Path) -> int | None:
+    """The process number of the probe that holds the lock; None where nobody does."""
+    try:
+        with open(lock, encoding="ascii", errors="replace") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read().strip() or 0)
+    except OSError:  # none yet, or not for this user to see
+        return None
+    return None
 
 
 class SocketLink:

@@ -127,15 +127,10 @@ class Processes:
         return self._users.get(uid, str(uid))
 
 
-def probes(proc: str = "/proc") -> list[int]:
-    """Process numbers of the probes that live."""
-    found = []
-    for path in glob.iglob(f"{proc}/[0-9]*/cmdline"):
-        words = _text(path).split("\0")
-        by_file = any(word.endswith("agent/gpu/__main__.py") for word in words[1:4])
-        if by_file or "agent.gpu" in words[1:4]:
-            found.append(int(path.split("/")[-2]))
-    return sorted(found)
+def unit_probes(proc: str = "/proc") -> list[int]:
+    """Process numbers of probes that systemd started, by their command."""
+    lines = ((path, _text(path)) for path in glob.iglob(f"{proc}/[0-9]*/cmdline"))
+    return sorted(int(path.split("/")[-2]) for path, line in lines if "\0-m\0agent.gpu\0" in line)
 
 
 def device_holders(proc: str = "/proc") -> list[tuple[int, str]]:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 from agent.errors import UpkeepError
 from agent.ops.protocol import construct, parse_json
@@ -151,13 +151,7 @@ def decode(line: bytes, cls: type[M]) -> tuple[int, M]:
     return number, message
 
 
-def states_of_drivers() -> Mapping[str, str]:
-    """Each state of the driver in words, for people and the reference."""
-    assert set(_WORDS) == set(get_args(DriverState))
-    return _WORDS
-
-
-_WORDS: Mapping[str, str] = {
+DRIVER_WORDS: Mapping[DriverState, str] = {
     "ready": "the driver answers",
     "no_driver": "no NVIDIA driver is loaded",
     "no_library": "the driver is loaded, its library libnvidia-ml.so.1 is not installed",
@@ -169,3 +163,4 @@ _WORDS: Mapping[str, str] = {
     "no_probe": "there is nobody to ask the driver",
     "released": "the driver was let go of on request",
 }
+"""Each state of the driver, for people."""

@@ -14,7 +14,8 @@ LAYERS = (
     ("app", "agent.app agent.control"),
     (
         "runners",
-        "agent.sampler agent.kernelwatch agent.engine agent.guards agent.silencing agent.dispatch agent.calendar agent.logwatch.runner "
+        "agent.sampler agent.kernelwatch agent.engine agent.guards agent.silencing agent.dispatch agent.calendar "
+        "agent.logwatch.runner "
         "agent.routing agent.serve agent.ruletest agent.backtest",
     ),
     ("plug-ins", "agent.collectors agent.handlers agent.notifiers"),

@@ -15,6 +15,7 @@ from agent.gpu.device import UNOWNED_BYTES, Used, find_orphans
 from agent.gpu.host import DriverFiles, Processes, device_holders, driver_files
 from agent.gpu.pace import LEAST_MINUTES, Loaded, Pace
 from agent.gpu.protocol import (
+    DRIVER_WORDS,
     CallTime,
     Column,
     DriverState,
@@ -27,7 +28,6 @@ from agent.gpu.protocol import (
     Xid,
     decode,
     encode,
-    states_of_drivers,
 )
 from tests.support.nvml import Stub
 
@@ -184,7 +184,7 @@ def test_a_question_is_read_strictly(body: object, why: str) -> None:
 
 
 def test_every_state_of_the_driver_has_words() -> None:
-    assert set(states_of_drivers()) == set(get_args(DriverState))
+    assert set(DRIVER_WORDS) == set(get_args(DriverState))
 
 
 # -- letting go --
