@@ -150,6 +150,11 @@ class Database:
             try:
                 try:
                     return connect(path, schema, forward)
+                except sqlite3.OperationalError as error:
+                    # A start writes a little, and what makes room on a full disk may be what is to start.
+                    if not _no_room(error):
+                        raise
+                    path.with_suffix(".ballast").unlink(missing_ok=True)
                 except Damaged as damage:
                     aside.append((set_aside(path, f"corrupt-{stamp(at)}"), str(damage)))
                 return connect(path, schema, forward)

@@ -49,6 +49,8 @@ MINUTES_SPAN_S = 8 * 3600.0
 _FOLDED_AT_ONCE = 50
 """Series of a minute, which take a millisecond or two: an alert's handler must not wait for all of them."""
 _ROWS_A_STATEMENT = 64
+_TRIES = 8
+"""For one flush on a full disk: each makes room for some rows."""
 _GRAIN_S = 0.05
 """Ticks come this much early or late: at the default interval each one is still a commit."""
 _INSERTS = {
@@ -242,12 +244,12 @@ class Metrics:
         ``beside_bytes`` is what the other file takes of the size that both may have.
         """
         try:
+            self._database.restore_ballast()
             await self.log.admit()
+            if not self.log.held:  # what rewrites pages would fill the log that cannot be emptied
+                await self._keeper.maintain(at, beside_bytes=beside_bytes)  # first: it makes the room for the rest
             await self._fold_minutes(at - FOLD_AFTER_S)
             await self._fold_hours(at - FOLD_AFTER_S)
-            self._database.restore_ballast()
-            if not self.log.held:  # what rewrites pages would fill the log that cannot be emptied
-                await self._keeper.maintain(at, beside_bytes=beside_bytes)
         except StoreError as error:
             self.fault = str(error)  # what could not be folded is folded next time: memory holds an hour
         self._layouts.forget(self.recent.trim(at))
@@ -310,18 +312,25 @@ class Metrics:
             self.dropped_rows += 1
 
     async def _flush(self) -> None:
+        for _ in range(_TRIES):
+            if not await self._flush_once():
+                break
+
+    async def _flush_once(self) -> bool:
+        """Whether room was made, and another try may find it."""
         try:
             if why := await self.log.full_for_samples():
                 self.fault = why
-                return
+                return False
             while self._waiting:
                 await self._flush_some([self._waiting[at] for at in range(min(len(self._waiting), _ROWS_A_STATEMENT))])
             self.fault = ""
         except StoreFullError as error:
             self.fault = str(error)
-            await self._make_room()
+            return await self._make_room()
         except StoreError as error:
             self.fault = str(error)
+        return False
 
     async def _flush_some(self, rows: list[TickRow]) -> None:
         # The same rows may go in twice, when a commit came after its deadline: their keys are their own, they replace
@@ -339,14 +348,15 @@ class Metrics:
             if self._waiting and self._waiting[0] is row:
                 self._waiting_bytes -= len(self._waiting.popleft()[2])
 
-    async def _make_room(self) -> None:
+    async def _make_room(self) -> bool:
         """On a full disk the oldest rows make room for the newest, within the pages that the file has."""
         try:
             await self._database.checkpoint()
-            await self._keeper.make_room()
+            made = await self._keeper.make_room()
             await self._database.checkpoint()
         except StoreError:
-            pass  # not even that fits: the rows wait in memory, and every tick tries again
+            return False  # not even that fits: the rows wait in memory, and every tick tries again
+        return made
 
     # Roll-ups.
 

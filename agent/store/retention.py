@@ -86,6 +86,7 @@ TIERS = (
 """The other two sixteenths are the ledger's and the names'."""
 
 LEDGER_SIXTEENTHS = 1
+LEDGER_LEAST_BYTES = 512 << 10
 
 
 class Keeper:
@@ -115,6 +116,8 @@ class Keeper:
         beside_bytes
             What else counts in the size: the other file.
         """
+        # However much is beside: of what the copies take they give back themselves.
+        beside_bytes = min(beside_bytes, self._limits.max_size_bytes // 2)
         await self._survey.look(again=not self._begun)
         self._begun = True
         await self.fence(beside_bytes)
@@ -129,9 +132,9 @@ class Keeper:
         pages = (self._limits.max_size_bytes - beside_bytes) // PAGE_BYTES
         await self._database.read(f"PRAGMA max_page_count = {max(pages, 1)}")
 
-    async def make_room(self) -> None:
-        """One step, when the disk or the file is full."""
-        await self._drop_from_fullest()
+    async def make_room(self) -> bool:
+        """One step, when the disk or the file is full; false when there is nothing to drop."""
+        return await self._drop_from_fullest(min(STEP_BYTES, self._limits.max_size_bytes // 8))
 
     async def used_layouts(self) -> set[int]:
         """The layouts that rows name: counts everything anew."""
@@ -206,18 +209,18 @@ class Keeper:
             if await used_bytes(self._database) <= most_bytes or not await self._drop_from_fullest():
                 break
 
-    async def _drop_from_fullest(self) -> bool:
+    async def _drop_from_fullest(self, step_bytes: int = 0) -> bool:
         """A step from the tier that is furthest above its share; from the next one where it has no rows."""
         for tier in sorted(TIERS, key=lambda each: self.held_bytes(each) / each.sixteenths, reverse=True):
             for table in tier.tables:
-                if await self._drop(table):
+                if await self._drop(table, step_bytes=step_bytes):
                     return True
         return False
 
-    async def _drop(self, table: str, before: int | None = None) -> bool:
+    async def _drop(self, table: str, before: int | None = None, *, step_bytes: int = 0) -> bool:
         """Drop a step's worth of a table's oldest rows, those before a key if given; whether there were any."""
         key = "at_ms" if table in ("event", "relived") else "id"
-        rows = self._survey.rows_in(table, min(STEP_BYTES, self._limits.max_size_bytes // 512))
+        rows = self._survey.rows_in(table, step_bytes or min(STEP_BYTES, self._limits.max_size_bytes // 512))
         limit, parameters = (f"WHERE {key} < ?", (before, rows)) if before is not None else ("", (rows,))
         if before is not None and not await self._database.read(f"SELECT 1 FROM {table} {limit} LIMIT ?", (before, 1)):
             return False
@@ -237,6 +240,11 @@ async def shrink(database: Database, *, spare_pages: int, steps: int = STEPS) ->
         await database.read(f"PRAGMA incremental_vacuum({_VACUUMED_AT_ONCE})")
     if steps > 0:
         await database.checkpoint()  # until then the file is as long as it was
+
+
+def ledger_share(limits: Retention) -> int:
+    """Beyond this the ledger packs items at once, and drops the oldest."""
+    return max(LEDGER_LEAST_BYTES, limits.max_size_bytes * LEDGER_SIXTEENTHS // 16)
 
 
 async def used_bytes(database: Database) -> int:

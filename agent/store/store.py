@@ -15,7 +15,7 @@ from agent.store.copies import FORWARD_KEPT_S, Copies, ledger_copies
 from agent.store.database import LEDGER, METRICS, Database, StateLock
 from agent.store.ledger import Ledger
 from agent.store.metrics import Metrics
-from agent.store.retention import DAY_S, LEDGER_SIXTEENTHS, Retention, file_bytes, used_bytes
+from agent.store.retention import DAY_S, Retention, file_bytes, ledger_share, used_bytes
 from agent.store.wal import Wal
 from agent.store.watch import Watch
 
@@ -102,7 +102,7 @@ class Store:
             if not self._tidied <= at < self._tidied + DAY_S:
                 self._tidied = at
                 await self.metrics.tidy()
-            await self.ledger.maintain(at, share_bytes=self._limits.max_size_bytes * LEDGER_SIXTEENTHS // 16)
+            await self.ledger.maintain(at, share_bytes=ledger_share(self._limits))
         except StoreError as error:
             log.warning("store_not_tidied error=%s", error)  # a full disk: what makes room comes next
         self._untold += await self.copies.maintain(at, store_bytes)

@@ -214,7 +214,7 @@ def test_a_tenth_of_the_free_space_is_remembered(with_store: WithStore, state_di
     with_store(later)
     (state_dir / "first-start.json").write_text("nonsense")
     with_store(body)
-    assert FirstStart(100, 0.0).most(1 << 30) == 1 << 20
+    assert FirstStart(100, 0.0).most(1 << 30) == 4 << 20
 
 
 # The log under a reader.
