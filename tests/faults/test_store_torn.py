@@ -12,9 +12,11 @@ import random
 import shutil
 import signal
 import struct
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,21 @@ async def write_for_ever(state_dir: Path, say: Say) -> None:
         n += 1
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A foreign shell that holds a snapshot: the log is moved into the file in part, and cannot start over."""
+    with subprocess.Popen(["sqlite3", path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdin
+        assert shell.stdout
+        time.sleep(random.Random(6).uniform(0, 0.5))
+        print("BEGIN; SELECT count(*) FROM tick;", file=shell.stdin, flush=True)
+        assert shell.stdout.readline()
+        try:
+            yield
+        finally:
+            shell.kill()
+
+
 def moments(folder: Path, count: int, chance: random.Random) -> Iterator[Path]:
     """Copies of a state directory whose writer stood still between any two instructions."""
     state_dir = folder / "live"
@@ -74,8 +91,10 @@ def moments(folder: Path, count: int, chance: random.Random) -> Iterator[Path]:
     for number in range(count):
         with forked(lambda say: write_for_ever(state_dir, say)) as run:
             run.hear()
-            time.sleep(chance.uniform(0, 1.2))  # about two fillings of the log
-            yield copy(run, f"moment-{number}")
+            with reading(state_dir / "metrics.db") if chance.random() < 0.5 else nullcontext():
+                time.sleep(chance.uniform(0, 1.2))  # about two fillings of the log
+                moment = copy(run, f"moment-{number}")
+            yield moment
         shutil.rmtree(state_dir)
 
 
