@@ -17,7 +17,7 @@ CODES = [*range(1, 31), 999, 4242]
 
 CARD = {
     **H100, "enc_util": 7, "dec_util": 3, "pstate": 2, "violation.1": 11, "mig": 1, "reasons": 0xFC,
-    **{f"field.{number}": 100 + number for number in (3, 4, 5, 6, 29, 30, 31, 38, 45, 52, 59, 66, 82, 142, 143)},
+    **{f"field.{number}": 100 + number for number in (3, 4, 5, 6, 29, 30, 31, 38, 45, 52, 59, 82, 142, 143)},
     "mig.0.id": 7, "mig.0.name": "MIG 1g.10gb", "mig.0.memory_used": 100 * MIB, "mig.0.memory_free": 9900 * MIB,
     "field.144": 1, "field.145": 1, "field.230": 4, "processes": "1:4194304", "graphics": "1:1048576",
 }  # fmt: skip
