@@ -84,7 +84,8 @@ def _smtp(node: Scalar) -> str:
     except ValueError:
         fine = False
     if not fine:
-        raise ValueError(f'cannot send mail by "{node.text}": write smtp://HOST:PORT or smtps://HOST:PORT')
+        shown = node.text.rpartition("@")[2]  # what stands before it may be a password
+        raise ValueError(f'cannot send mail by "{shown}": write smtp://HOST:PORT or smtps://HOST:PORT')
     return node.text
 
 

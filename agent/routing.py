@@ -117,6 +117,7 @@ class Delivery:
         self._wake = asyncio.Event()
         self._failures = 0
         self._refused: dict[str, tuple[int, float]] = {}
+        self._arrived: set[str] = set()
 
     def wake(self) -> None:
         """Something was put into the spool."""
@@ -151,7 +152,12 @@ class Delivery:
             return await self._not_sent(entry, error)
         finally:
             self.spool.hold(None)
-        self.spool.done(entry, remember=self._remember)
+        try:
+            self.spool.done(entry, remember=self._remember)
+        except OSError as error:
+            # It has arrived: whatever the disk says, it is not to be sent again.
+            log.error("spool_unwritable route=%s error=%s", self.name, error)
+            self._arrived.add(entry.name)
         await self._was_sent(entry)
         return 0
 
@@ -160,6 +166,7 @@ class Delivery:
         waiting = self.spool.entries()
         names = {entry.name for entry in waiting}
         self._refused = {name: held for name, held in self._refused.items() if name in names}
+        waiting = [entry for entry in waiting if entry.name not in self._arrived]
         return next((entry for entry in waiting if self._refused.get(entry.name, (0, boot))[1] <= boot), None)
 
     async def _was_sent(self, entry: Entry) -> None:
@@ -336,7 +343,7 @@ class Router:
     async def run(self) -> None:
         """Look, deliver and give signs of life for ever."""
         async with asyncio.TaskGroup() as group:
-            await self.look()  # before anything is sent: what a crash left half said is joined, not said again
+            await self._try_look()  # before anything is sent: what a crash left half said is joined, not said again
             for delivery in self.deliveries:
                 group.create_task(delivery.run())
             for name, beat in self._beats():
@@ -346,7 +353,7 @@ class Router:
                     async with asyncio.timeout(self._rest_s()):
                         await self._wake.wait()
                 self._wake.clear()
-                await self.look()
+                await self._try_look()
 
     def figures(self) -> tuple[tuple[Series, ...], Sequence[float]]:
         """What was sent, failed and dropped, and what waits, for the agent's own metrics."""
@@ -364,6 +371,12 @@ class Router:
     _series: tuple[Series, ...] | None = None
 
     # -- looking --
+
+    async def _try_look(self) -> None:
+        try:
+            await self.look()
+        except StoreError as error:
+            log.error("ledger_unreadable error=%s", error)  # nothing was said; the next look says it
 
     async def look(self) -> None:
         """Say what is to be said now: it is on disk when this returns."""

@@ -106,13 +106,21 @@ class Spool:
         self._held = entry.name if entry else ""
 
     def done(self, entry: Entry, *, remember: bool = False) -> None:
-        """Take an entry away; with ``remember``, its key is never taken again for a while."""
-        if remember:
-            sent = self._folder / "sent"
-            sent.mkdir(mode=0o750, exist_ok=True)
-            (sent / entry.digest).touch(mode=0o640)
-            _sync(sent)
-        self._remove(entry)
+        """Take an entry away; with ``remember``, its key is never taken again for a while.
+
+        Raises
+        ------
+        OSError
+            When it cannot be taken away; one that cannot be remembered is, for on a full disk that alone makes room.
+        """
+        sent = self._folder / "sent"
+        try:
+            if remember:
+                sent.mkdir(mode=0o750, exist_ok=True)
+                (sent / entry.digest).touch(mode=0o640)
+                _sync(sent)
+        finally:
+            self._remove(entry)
 
     def trim(self, at: float, *, keep: str = "") -> list[Entry]:
         """Let go of what is too old or too much; also of the memory of what was sent long ago."""

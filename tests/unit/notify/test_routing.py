@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from agent import config as configuration
 from agent import mail
 from agent.clock import ManualClock
 from agent.config import Config, Endpoint, Mail, MailRoute, Notifications, Route
-from agent.errors import DeliveryError
+from agent.errors import DeliveryError, FaultyFilesError
 from agent.matching import Inhibition
 from agent.model import Action, ActionStatus, Alert, AlertState, Event, Mode, Severity, make_labels
 from agent.routing import Delivery, Router
@@ -488,3 +489,53 @@ def test_state_that_cannot_be_read_tells_what_stands_once_more(tmp_path: Path) -
         assert len(hook.requests) == 4
 
     play(tmp_path, story)
+
+
+def test_what_has_arrived_is_not_sent_again_when_the_disk_will_not_let_it_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise OSError(30, "read-only file system")
+
+    async def story(stage: Stage, hook: Hook) -> None:
+        stage.world.standing = [fires("A", T0)]
+        monkeypatch.setattr(Spool, "done", broken)
+        await stage.after(60)
+        await stage.after(1)
+        assert names(hook) == [["A:firing"]]
+
+    play(tmp_path, story)
+
+
+# -- what an operator writes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("notify: {routes: [{name: x}]}", "give one of mail, webhook, slack, alertmanager"),
+        ("notify: {routes: [{name: x, mail: {}}]}", 'there is no "mail"'),
+        ("mail: {}\nnotify: {routes: [{name: x, mail: {}}]}", 'neither it nor "mail" says to whom'),
+        ("notify: {routes: [{name: X Y, webhook: {url: http://a/}}]}", "cannot name a route"),
+        ("notify: {routes: [{name: x, webhook: {url: ftp://a/}}]}", "write http://HOST/"),
+        ("notify: {routes: [{name: x, webhook: {url: 'http://u:geheim@a/'}}]}", "password_file names a file"),
+        ("notify: {routes: [{name: x, webhook: {}}]}", 'give either "url" or "url_file"'),
+        ("notify: {routes: [{name: x, webhook: {url: http://a/, username: u}}]}", '"username" and "password_file"'),
+        ("notify: {routes: [{name: x, match: 'a=', webhook: {url: http://a/}}]}", "a="),
+        (
+            "notify: {routes: [{name: x, webhook: {url: http://a/}}, {name: x, webhook: {url: http://b/}}]}",
+            "repeated route",
+        ),
+        ("notify: {heartbeat: {every: 10m}}", "would think the agent silent"),
+        ("mail: {to: ['a@b.example, c@d.example']}", "an address is NAME@HOST"),
+        ('mail: {to: ["a@b.example\\nBcc: x@y"]}', "an address is NAME@HOST"),
+        ("mail: {smtp: 'smtp://u:geheim@host'}", "write smtp://HOST:PORT"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_its_reason(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "upkeep.yaml"
+    path.write_text(text)
+    path.chmod(0o644)
+    with pytest.raises(FaultyFilesError, match=re.escape(words)) as caught:
+        configuration.load(str(path))
+    assert "geheim" not in str(caught.value)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.spool import LEAST_BYTES, REMEMBERED_S, Spool
@@ -76,15 +76,25 @@ def test_age_and_size_let_the_oldest_go_and_say_which(tmp_path: Path) -> None:
     assert [entry.put_at for entry in waiting.trim(T0 + 102)] == [T0 + 1]
 
 
-def test_what_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+def test_what_has_arrived_goes_even_if_it_cannot_be_remembered(tmp_path: Path) -> None:
     waiting = spool(tmp_path)
     waiting.put("a", b"1", T0)
     (tmp_path / "spool" / "sent").write_text("a file where a folder is wanted")
     with pytest.raises(OSError, match="sent"):
         waiting.done(waiting.entries()[0], remember=True)
+    assert waiting.entries() == []
+
+
+def test_what_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    waiting = spool(tmp_path)
+    waiting.put("a", b"1", T0)
+    os.mkdir(tmp_path / "spool" / f".{waiting.entries()[0].name}.{os.getpid()}")
+    with pytest.raises(OSError, match="directory"):
+        waiting.put("a", b"2", T0 + 1)
     assert contents(waiting) == [b"1"]
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3 * LEAST_BYTES)), max_size=30))
 def test_it_never_holds_more_than_it_may_but_for_the_newest(
     tmp_path_factory: pytest.TempPathFactory, puts: list[tuple[str, int]]
