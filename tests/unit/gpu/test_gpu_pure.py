@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from agent.gpu import release
 from agent.gpu.device import UNOWNED_BYTES, Used, find_orphans
 from agent.gpu.host import DriverFiles, Processes, device_holders, driver_files
-from agent.gpu.pace import LEAST_MINUTES, Loaded, Pace
+from agent.gpu.pace import LEAST_MINUTES, Loaded, Pace, median
 from agent.gpu.protocol import (
     DRIVER_WORDS,
     CallTime,
@@ -134,6 +135,11 @@ def test_speeds_do_not_depend_on_the_unit(clocks: list[float], factor: float) ->
     for uuid, speeds in one.items():
         assert speeds["peers"] == pytest.approx(other[uuid]["peers"])
         assert speeds["peers"] > 0
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1))
+def test_the_median_is_the_median(numbers: list[float]) -> None:
+    assert median(numbers) == statistics.median(numbers)
 
 
 # -- the protocol --
