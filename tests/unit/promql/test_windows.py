@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.model import STALE, Series, make_labels
@@ -66,6 +66,7 @@ def _same(left: Vector, right: Vector) -> bool:
     )
 
 
+@settings(deadline=None, max_examples=60)
 @given(_moves)
 def test_memory_changes_no_answer(moves: list[tuple[str, float]]) -> None:
     """However samples come, go, come late or are missing, and however irregularly it is asked."""
@@ -100,6 +101,7 @@ def _line(times: list[float], values: list[float], origin_ms: int) -> tuple[Frac
     return slope, mean_y - slope * mean_x
 
 
+@settings(deadline=None)
 @given(st.lists(_finite, min_size=12, max_size=80), st.integers(2, 12))
 def test_the_line_that_is_carried_is_the_exact_one_rounded_once(values: list[float], width: int) -> None:
     points = Points(LABELS, [NOW + 5 * n + n % 3 * 0.001 for n in range(len(values))], values)
