@@ -7,6 +7,7 @@ import fcntl
 import os
 import sqlite3
 import stat
+import struct
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -518,7 +519,11 @@ def _check_files(path: Path, schema: Schema) -> None:
     _check_kind(path, schema, version, application_id)
     log = Path(f"{path}-wal")
     if log.exists() and log.stat().st_size:
+        salt, _, moved = _log_index(path)
         _check_kind(path, schema, *_in_log(path))
+        salt_now, frames, _ = _log_index(path)
+        if salt == salt_now and frames < moved:
+            raise Damaged(f"the log beside it lost {moved - frames} of the {moved} pages that it already has")
 
 
 def _check_kind(path: Path, schema: Schema, version: int, application_id: int) -> None:
@@ -544,6 +549,20 @@ def _in_log(path: Path) -> tuple[int, int]:
             raise
         raise Damaged(str(error)) from error
     return version, application_id
+
+
+def _log_index(path: Path) -> tuple[bytes, int, int]:
+    """Which log it is, how many pages of it are whole, and how many of those the file has (sqlite.org/walformat.html).
+
+    Only while this process has the file not open: closing the index would drop SQLite's locks on it.
+    """
+    try:
+        with Path(f"{path}-shm").open("rb") as file:
+            head = file.read(100)
+        frames, salt, moved = struct.unpack("=16xI12x8s56xI", head)
+    except (FileNotFoundError, struct.error):
+        return b"", 0, 0
+    return salt, frames, moved
 
 
 def read_only(path: Path) -> str:

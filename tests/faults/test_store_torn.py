@@ -178,6 +178,30 @@ def test_a_hurt_log_leaves_a_prefix(tmp_path: Path) -> None:
     assert seen["prefix"] > TORN // 2
 
 
+def test_a_log_that_lost_what_the_file_has_is_not_replayed(tmp_path: Path) -> None:
+    """Pages of two instants would be mixed: some as the file has them, some as the rest of the log does."""
+    state_dir, hurt = tmp_path / "state", tmp_path / "hurt"
+
+    async def write() -> None:
+        clock = ManualClock(START)
+        store = await Store.open(state_dir, clock=clock, limits=Retention())
+        for n in range(60):
+            await store.metrics.append([Reading(START + n, SERIES, values(n))])
+        with reading(state_dir / "metrics.db"):
+            for n in range(60, 120):
+                await store.metrics.append([Reading(START + n, SERIES, values(n))])
+            await store._files[0].checkpoint()
+            shutil.copytree(state_dir, hurt)
+        await store.close()
+
+    asyncio.run(write())
+    os.truncate(hurt / "metrics.db-wal", 32 + 10 * (24 + 4096))
+    with forked(lambda say: start_and_stop(hurt, say)) as run:
+        [message] = json.loads(run.hear())
+    assert "the log beside it lost" in message
+    assert list(hurt.glob("metrics.db.corrupt-*-wal"))
+
+
 async def fill(state_dir: Path) -> None:
     """Four hours, of which two are chunks."""
     clock = ManualClock(START)
