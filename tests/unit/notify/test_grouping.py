@@ -194,6 +194,7 @@ def played(timeline: Timeline, *, restarts: bool, mutes: bool = True) -> Play:
     return play
 
 
+@settings(deadline=None)
 @given(timelines)
 def test_nobody_is_told_more_often_than_the_interval_nor_the_same_before_the_repeat(timeline: Timeline) -> None:
     said = played(timeline, restarts=False).said
@@ -205,6 +206,7 @@ def test_nobody_is_told_more_often_than_the_interval_nor_the_same_before_the_rep
             assert later.at - earlier.at >= QUICK.repeat_s or begun > earlier.at
 
 
+@settings(deadline=None)
 @given(timelines)
 def test_who_fires_for_longer_than_wait_and_interval_is_told(timeline: Timeline) -> None:
     long_enough = int((QUICK.wait_s + QUICK.interval_s) / STEP_S) + 1
@@ -223,6 +225,7 @@ def test_who_fires_for_longer_than_wait_and_interval_is_told(timeline: Timeline)
                     )
 
 
+@settings(deadline=None)
 @given(timelines)
 def test_whose_beginning_was_told_its_end_is_told(timeline: Timeline) -> None:
     quiet_end: Timeline = [(frozenset(), frozenset(), False)] * 10
@@ -234,7 +237,7 @@ def test_whose_beginning_was_told_its_end_is_told(timeline: Timeline) -> None:
         assert not any(last.values())
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(timelines)
 def test_a_restart_tells_nothing_twice(timeline: Timeline) -> None:
     def beginnings(said: list[Notification]) -> list[tuple[str, float, float | None]]:
@@ -244,6 +247,7 @@ def test_a_restart_tells_nothing_twice(timeline: Timeline) -> None:
     assert len(set(restarted)) == len(restarted), "each end is told once"
 
 
+@settings(deadline=None)
 @given(timelines)
 def test_a_notification_is_the_same_after_a_trip_over_the_disk(timeline: Timeline) -> None:
     for said in played(timeline, restarts=False).said:

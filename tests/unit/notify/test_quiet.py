@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from cronsim import CronSim
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import ExpressionError, UpkeepError
@@ -67,6 +67,7 @@ def test_a_time_that_spring_skips_comes_right_after_and_one_that_autumn_repeats_
 CHANGES = [local(f"{day} 02:30:00", zone) for zone in ZONES for day in ("2026-03-29", "2026-10-25", "2026-11-01")]
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     at=st.integers(min_value=1_700_000_000, max_value=1_800_000_000)
     | st.builds(lambda change, by: int(change) + by, st.sampled_from(CHANGES), st.integers(-12_000, 12_000)),
