@@ -289,6 +289,26 @@ def test_a_driver_that_the_kernel_holds_costs_nobody_else_anything(stub: Stub, t
         until(lambda: not gpus.alive(gpus.pid_of(host.state)), "the new probe to end")
 
 
+@pytest.mark.slow
+def test_with_defaults_and_the_shipped_rules_a_hang_is_told_within_15_seconds(stub: Stub, tmp_path: Path) -> None:
+    folder = tmp_path / "host"
+    folder.mkdir()
+    with scratch_host(folder) as host:
+        host.config.write_text(f"state_dir: {host.state}\nlogs: []\ncollect: {{directories: false}}\n")
+        start(stub, host)
+        until(lambda: host.json("query", "count(gpu_up == 1)"), "GPUs in the store")
+        began = time.time()
+        stub.change({"hang.nvmlDeviceGetUtilizationRates@1": "-"})
+        until(lambda: [alert for alert in host.alerts() if alert["rule"] == "GpuLost"], "the alert")
+        told_s = time.time() - began
+        stub.change({"hang.nvmlDeviceGetUtilizationRates@1": None})
+        host.stop()
+        until(lambda: probes(stub) == [], "the probe to end")
+        assert told_s <= 15
+        [alert] = [alert for alert in host.alerts() if alert["rule"] == "GpuLost"]
+        assert alert["labels"]["UUID"] == uuid_of(1)
+
+
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 def test_no_kill_is_ever_sent_to_a_probe(stub: Stub, tmp_path: Path) -> None:
     folder = tmp_path / "host"
