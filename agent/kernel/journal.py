@@ -17,6 +17,7 @@ from typing import Protocol
 from agent.clock import Clock
 
 KMSG = "/dev/kmsg"
+JOURNALD = "/run/systemd/journal/socket"
 _KMSG_BYTES = 8192  # the kernel hands out one record a read, and refuses a buffer that is too small for it
 _LINE_BYTES = 1 << 20
 _FIELDS = "MESSAGE,__CURSOR,__REALTIME_TIMESTAMP"
@@ -42,10 +43,10 @@ class Source(Protocol):
         """
 
 
-def find_source(clock: Clock, journalctl: Sequence[str] = ("journalctl",), kmsg: str = KMSG) -> Source:
-    """The journal where there is one, else /dev/kmsg where it may be read, else silence (a container)."""
-    if shutil.which(journalctl[0]) and any(map(os.path.isdir, ("/var/log/journal", "/run/log/journal"))):
-        return Journal(journalctl)
+def find_source(clock: Clock, *, journald: str = JOURNALD, kmsg: str = KMSG) -> Source:
+    """The journal where its daemon runs, else /dev/kmsg where it may be read, else silence (a container)."""
+    if shutil.which("journalctl") and os.path.exists(journald):
+        return Journal()
     try:
         os.close(os.open(kmsg, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError:

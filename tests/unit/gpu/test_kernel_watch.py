@@ -254,8 +254,17 @@ def test_the_kernels_own_buffer_can_be_read_from_a_position() -> None:
 
 
 def test_no_log_at_all_is_silence(tmp_path: Path) -> None:
-    found = find_source(SystemClock(), ("no-such-journalctl",), str(tmp_path / "kmsg"))
+    found = find_source(SystemClock(), journald=str(tmp_path / "socket"), kmsg=str(tmp_path / "kmsg"))
     assert isinstance(found, Silence)
+
+
+def test_the_journal_comes_before_the_kernels_buffer_where_its_daemon_runs(tmp_path: Path) -> None:
+    socket, kmsg = tmp_path / "socket", tmp_path / "kmsg"
+    kmsg.touch()
+    assert isinstance(find_source(SystemClock(), journald=str(socket), kmsg=str(kmsg)), Kmsg)
+    socket.touch()
+    found = find_source(SystemClock(), journald=str(socket), kmsg=str(kmsg))
+    assert isinstance(found, Journal if shutil.which("journalctl") else Kmsg)
 
 
 @pytest.mark.skipif(shutil.which("journalctl") is None, reason="needs journalctl")
