@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,7 @@ def test_a_hurt_log_leaves_a_prefix(tmp_path: Path) -> None:
         for _ in range(VARIANTS):
             state_dir = Path(shutil.copytree(moment, tmp_path / "hurt"))
             done = hurt_logs(state_dir, chance)
-            with forked(lambda say, state_dir=state_dir: look(state_dir, say)) as run:
+            with forked(partial(look, state_dir)) as run:
                 said = run.hear()
                 assert not said.startswith("Traceback"), (done, run.kill())
                 assert said, f"{done}: the agent crashed"
@@ -196,7 +197,7 @@ def test_a_log_that_lost_what_the_file_has_is_not_replayed(tmp_path: Path) -> No
 
     asyncio.run(write())
     os.truncate(hurt / "metrics.db-wal", 32 + 10 * (24 + 4096))
-    with forked(lambda say: start_and_stop(hurt, say)) as run:
+    with forked(partial(start_and_stop, hurt)) as run:
         [message] = json.loads(run.hear())
     assert "the log beside it lost" in message
     assert list(hurt.glob("metrics.db.corrupt-*-wal"))
@@ -245,7 +246,7 @@ def test_a_bit_flipped_in_the_file_is_an_error_and_never_a_value(tmp_path: Path)
             seen["right" if read_all(state_dir) == truth else f"wrong: {done}"] += 1
         except StoreError:
             seen["error"] += 1
-        with forked(lambda say, state_dir=state_dir: start_and_stop(state_dir, say)) as run:
+        with forked(partial(start_and_stop, state_dir)) as run:
             said = run.hear()
         if "newer version" in said or "version" in said:
             seen["refused"] += 1
