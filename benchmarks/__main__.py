@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.common import Result, table
 
-NAMES = ("idle", "latency", "store", "rules", "logs", "directories")
+NAMES = ("idle", "latency", "store", "history", "rules", "logs", "directories")
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- performance: made by ./dev bench -->", "<!-- /performance -->"
 
