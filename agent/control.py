@@ -145,7 +145,17 @@ class Controls:
         return {}
 
 
-VERBS = ("silence_add", "silence_end", "circuit_close", "alert_mark", "approve", "apply", "job_run", "reload", "state_accept")
+VERBS = (
+    "silence_add",
+    "silence_end",
+    "circuit_close",
+    "alert_mark",
+    "approve",
+    "apply",
+    "job_run",
+    "reload",
+    "state_accept",
+)
 
 
 async def perform(controls: Controls, who: str, verb: str, fields: Mapping[str, object]) -> object:

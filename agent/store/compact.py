@@ -1,4 +1,4 @@
-"""Hot rows become chunks: window by window, oldest first, each layout of one in one transaction."""
+"""Hot rows become chunks: window by window, oldest first, each in one transaction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent.store import chunk
 from agent.store.chunk import WINDOW_S
 from agent.store.database import Database
 from agent.store.series import decode_values
-from agent.store.statement import Row
+from agent.store.statement import Row, Statement
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,9 @@ _INSERT = (
 async def compact_oldest(database: Database, until: float) -> list[int]:
     """Move the oldest window of hot rows into chunks.
 
-    The rows that went into a chunk, and only those, are deleted in the transaction that stores it: whenever the
-    process ends, each sample is in one place.
+    The rows that went into chunks, and only those, are deleted in the transaction that stores the chunks: whenever the
+    process ends, each sample is in one place. Layouts share pages, so that one transaction for each of them would
+    write every page of the window as often.
 
     Returns
     -------
@@ -44,19 +45,20 @@ async def compact_oldest(database: Database, until: float) -> list[int]:
         return []
     within = (start, start + _WINDOW_KEYS)
     first, after = within[0] // 1000, within[1] // 1000
+    inserts: list[Statement] = []
+    packed: list[int] = []
     sizes: list[int] = []
     for (layout,) in await database.read("SELECT DISTINCT layout FROM tick WHERE id >= ? AND id < ?", within):
         rows = await database.read(
             "SELECT id, vals FROM tick WHERE id >= ? AND id < ? AND layout = ? ORDER BY id", (*within, layout)
         )
-        packed = json.dumps([number for number, _ in rows])
         [(width,)] = await database.read("SELECT count(*) FROM slot WHERE layout = ?", (layout,))
-        data = await _packed(rows, width)
-        await database.write(
-            *([(_INSERT, (first, first, after, layout, data))] if data else []),
-            ("DELETE FROM tick WHERE id IN (SELECT value FROM json_each(?))", (packed,)),
-        )
+        if data := await _packed(rows, width):
+            inserts.append((_INSERT, (first, first, after, layout, data)))
+        packed += [number for number, _ in rows]
         sizes += [len(vals) for _, vals in rows]
+    gone = json.dumps(sorted(packed))
+    await database.write(*inserts, ("DELETE FROM tick WHERE id IN (SELECT value FROM json_each(?))", (gone,)))
     return sizes
 
 

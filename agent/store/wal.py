@@ -68,6 +68,10 @@ class Wal:
         self.held = self.size_bytes() > SPACED_BYTES and not await self._empty(SPACED_BYTES)
         return self.held
 
+    async def empty(self) -> None:
+        """Give the disk back what the log takes, as far as readers allow."""
+        await self._empty(0)
+
     async def full_for_samples(self) -> str:
         """Why samples must wait; nothing while the log takes them."""
         if self.size_bytes() < WAITING_BYTES or await self._empty(WAITING_BYTES):
