@@ -24,9 +24,6 @@ from agent.store.statement import BUSY_S, Many, Row, Statement, lenient_text
 BALLAST_BYTES = 1 << 20
 PAGE_BYTES = 4096
 WAL_KEPT_BYTES = 16 << 20
-CHECKPOINT_BYTES = 8 << 20
-"""The log goes into the file at this size. Pages that many commits change are written there once for all of them: with
-twice of what SQLite does by itself a tenth less is written in a day."""
 CHECKED_WHOLE_BYTES = 64 << 20
 """Up to this size a file is checked page by page at start (60 ms); beyond, only its header, schema and ends are."""
 
@@ -417,7 +414,6 @@ def connect(path: Path, schema: Schema, forward: list[Forward] | None = None) ->
         for pragma in (
             f"synchronous = {schema.synchronous}",
             f"journal_size_limit = {WAL_KEPT_BYTES}",
-            f"wal_autocheckpoint = {CHECKPOINT_BYTES // PAGE_BYTES}",
             "temp_store = MEMORY",  # sorting must work when no disk has room
             "secure_delete = OFF",  # Debian builds it on: it would write every pruned page once more
             # A first commit makes the log: without one, a reader who may not write could not open what a killed agent

@@ -109,7 +109,7 @@ class Metrics:
             database, Epochs(database, clock), limits, Layouts(series, last_layout + 1, limits.max_series), folded
         )
         await metrics.epochs.begin("started")
-        await metrics._keeper.fence()
+        await metrics._keeper.begin()
         await metrics._warm(clock.wall())
         return metrics
 
@@ -244,20 +244,14 @@ class Metrics:
         ``beside_bytes`` is what the other file takes of the size that both may have.
         """
         try:
-            self._database.restore_ballast()
+            if not self._database.restore_ballast():
+                await self.log.empty()
+                self._database.restore_ballast()
             await self.log.admit()
             if not self.log.held:  # what rewrites pages would fill the log that cannot be emptied
                 await self._keeper.maintain(at, beside_bytes=beside_bytes)  # first: it makes the room for the rest
             await self._fold_minutes(at - FOLD_AFTER_S)
             await self._fold_hours(at - FOLD_AFTER_S)
-<<<<<<< HEAD
-=======
-            if not self._database.restore_ballast():
-                await self.log.empty()
-                self._database.restore_ballast()
-            if not self.log.held:  # what rewrites pages would fill the log that cannot be emptied
-                await self._keeper.maintain(at, beside_bytes=beside_bytes)
->>>>>>> 8258eb9 (Write a window's pages once when it is packed; move the log into the file at 8 MiB)
         except StoreError as error:
             self.fault = str(error)  # what could not be folded is folded next time: memory holds an hour
         self._layouts.forget(self.recent.trim(at))
