@@ -29,8 +29,8 @@ STEPS = 64
 """For each table and call: sixteen megabytes, more than any host writes from one call to the next."""
 
 CHECKPOINT_BYTES = 8 << 20
-"""The log goes into the file at this size, or at a quarter of what the file may hold. Pages that many commits change are
-written there once for all of them: with twice of what SQLite does by itself, a tenth less is written in a day."""
+"""The log goes into the file at this size, or at a quarter of what the file may hold. Pages that many commits change
+are written there once for all of them: with twice of what SQLite does by itself, a tenth less is written in a day."""
 
 WINDOWS = 3
 """Windows that become chunks in one call: there is one in ten minutes, more after the agent was off."""

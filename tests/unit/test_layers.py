@@ -26,7 +26,10 @@ LAYERS = (
         "agent.systemd "
         "agent.inhibit agent.secret agent.aside agent.web agent.spool agent.logwatch.tailer agent.logwatch.history",
     ),
-    ("what is written", "agent.config agent.matching agent.rulefile agent.rulecheck agent.rulevalues agent.overrides agent.logwatch"),
+    (
+        "what is written",
+        "agent.config agent.matching agent.rulefile agent.rulecheck agent.rulevalues agent.overrides agent.logwatch",
+    ),
     ("rules", "agent.promql agent.alerting agent.grouping"),
     (
         "base",
