@@ -6,12 +6,14 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from agent.commands.common import duration, iso, json_number, parse_time, print_json, state_dir
 from agent.model import Labels
 from agent.promql.evaluate import evaluate, evaluate_range
+from agent.promql.nodes import lookback
 from agent.promql.parse import parse
-from agent.promql.values import Matrix, Points, Scalar, String, Vector
+from agent.promql.values import DEFAULTS, Matrix, Options, Points, Scalar, String, Vector
 from agent.store.read import Reader
 
 
@@ -23,9 +25,11 @@ def run(arguments: Namespace) -> int:
         if arguments.start or arguments.end:
             start = parse_time(arguments.start or "1h", now)
             end = parse_time(arguments.end, now) if arguments.end else now
-            value: object = evaluate_range(expression, reader, start, end, duration(arguments.step))
+            options = _tell_tiers(reader, start - lookback(expression))
+            value: object = evaluate_range(expression, reader, start, end, duration(arguments.step), options)
         else:
-            value = evaluate(expression, reader, parse_time(arguments.at, now) if arguments.at else now)
+            at = parse_time(arguments.at, now) if arguments.at else now
+            value = evaluate(expression, reader, at, _tell_tiers(reader, at - lookback(expression)))
     rows = list(_elements(value))
     if arguments.json:
         print_json(
@@ -38,6 +42,17 @@ def run(arguments: Namespace) -> int:
         for labels, points in rows:
             _print_element(labels, points)
     return 0 if rows else 1
+
+
+def _tell_tiers(reader: Reader, earliest: float) -> Options:
+    """Say where the answer is made of minutes or hours, and let one of their points stand until the next."""
+    step_s = 0.0
+    tiers = reader.tiers()
+    for finer, coarser in pairwise(tiers):
+        if earliest < finer.since:
+            step_s = coarser.step_s
+            print(f"before {iso(finer.since)}: the last sample of each of the {coarser.name}", file=sys.stderr)
+    return Options(lookback_s=max(DEFAULTS.lookback_s, step_s))
 
 
 def _elements(value: object) -> Iterator[tuple[Labels, list[tuple[float | None, float | str]]]]:

@@ -24,6 +24,7 @@ from agent.errors import StoreError
 from agent.model import Action, Alert, Event, Labels, Series, Severity, is_stale
 from agent.store import chunk
 from agent.store.chunk import WINDOW_S
+from agent.store.rollup import decode_last
 from agent.store.rows import ACTION, ALERT, ITEMS, PACKED_ITEMS, action_of, alert_of, items_of, unpacked_items
 from agent.store.series import decode_labels, decode_values, encode_value
 from agent.store.statement import BUSY_S, Row, lenient_text
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
     from agent.promql.values import Points
 
 _WINDOW_MS = WINDOW_S * 1000
+
+_OLDEST = """
+SELECT (SELECT min(at) FROM (SELECT min(id) / 1000.0 AS at FROM chunk UNION ALL SELECT min(id) / 1e6 FROM tick)),
+       (SELECT min(id) FROM minute), (SELECT min(id) FROM hour)
+"""
 
 # What the stock shell sees of ``samples`` is what is still in hot rows: only here is there a function for the rest.
 _SAMPLES = """
@@ -81,6 +87,15 @@ class AlertRecord:
     id: int
     alert: Alert
     ended_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One resolution of what is kept: its view, its step in seconds (0: as sampled), and where it begins."""
+
+    name: str
+    step_s: float
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +181,11 @@ class Reader:
         return [column[0] for column in cursor.description or ()], rows
 
     def select(self, matchers: Sequence[Matcher], start: float, end: float) -> list[Points]:
-        """Every series that meets all matchers, with its points in the closed interval, in seconds."""
+        """Every series that meets all matchers, with its points in the closed interval, in seconds.
+
+        Where samples are no longer kept at full resolution there is one point a minute, before that one an hour: the
+        last of each, at its end. :meth:`tiers` tells from when on.
+        """
         from agent.promql.nodes import NAME  # most commands ask in SQL, and PromQL's types take long to make
 
         columns = {
@@ -176,6 +195,7 @@ class Reader:
         for number, column in columns.items():
             for layout, position in self._rows(_SLOTS, (number,)):
                 wanted.setdefault(layout, []).append((position, column))
+        self._roll_ups(wanted, start, end)
         first_ms, last_ms = math.ceil(start * 1000), math.floor(end * 1000)
         # One statement, so that rows which become a chunk meanwhile are seen once.
         rows = self._stream(
@@ -205,6 +225,39 @@ class Reader:
                     begun = datetime.fromtimestamp(seconds, UTC)
                     raise StoreError(f"cannot read the {what} of {begun:%Y-%m-%dT%H:%M:%SZ}: it is damaged") from error
         return [column.points() for column in columns.values() if column.times]
+
+    def tiers(self) -> list[Tier]:
+        """What is kept, finest first; each answers for the time before the finer one begins."""
+        [(raw, minute, hour)] = self._rows(_OLDEST, ())
+        found: list[Tier] = []
+        for name, step_s, oldest in (("samples", 0.0, raw), ("minutes", 60.0, minute), ("hours", 3600.0, hour)):
+            if oldest is not None and (not found or oldest + step_s <= found[-1].since):
+                found.append(Tier(name, step_s, float(oldest)))
+        return found
+
+    def _roll_ups(self, wanted: dict[int, list[tuple[int, _Column]]], start: float, end: float) -> None:
+        """Add what only minutes and hours tell, oldest first."""
+        finer_from = math.inf
+        stretches = []
+        for tier in self.tiers():
+            if tier.step_s and start < finer_from:
+                stretches.append((tier, min(end, finer_from)))
+            finer_from = tier.since
+        for tier, until in reversed(stretches):
+            # A point stands at the end of its minute (hour), and the finer tier begins within one of them.
+            span = (math.ceil(start - tier.step_s), math.floor(until - tier.step_s))
+            table, layouts = tier.name.removesuffix("s"), ",".join(map(str, wanted))
+            rows = self._stream(
+                f"SELECT id, layout, vals FROM {table} WHERE id BETWEEN ? AND ? AND layout IN ({layouts}) ORDER BY id",
+                span,
+            )
+            with closing(rows):
+                for begun, layout, vals in rows:
+                    lasts = decode_last(vals)
+                    for position, column in wanted[layout]:
+                        if not is_stale(lasts[position]) or (column.values and not is_stale(column.values[-1])):
+                            column.times.append(begun + tier.step_s)
+                            column.values.append(lasts[position])
 
     def actions(self, *, since: float = 0.0, until: float = math.inf) -> list[Action]:
         """The actions requested in the closed interval, newest first."""
