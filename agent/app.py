@@ -518,11 +518,13 @@ class Agent:
         if interval is None:
             return
         while True:
-            stuck = self._supervisor.stuck()
-            if stuck:
+            stuck, frozen_s = self._supervisor.stuck(), self.parts.store.frozen_s()
+            if stuck and not frozen_s:
                 log.error("watchdog_withheld stuck=%s", ",".join(stuck))
             else:
-                systemd.notify("WATCHDOG=1")
+                # A disk that takes no writes is not mended by a restart, which would lose the rows that wait.
+                state = f"the state directory takes no writes, for {frozen_s:.0f} s" if frozen_s > 1 else "watching"
+                systemd.notify("WATCHDOG=1", f"STATUS={state}")
             await asyncio.sleep(interval)
 
     async def _write_report(self, period: str) -> str:

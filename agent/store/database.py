@@ -8,6 +8,7 @@ import os
 import sqlite3
 import stat
 import struct
+import time
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -175,6 +176,13 @@ class Database:
         database.restore_ballast()
         return database
 
+    def frozen_s(self) -> float:
+        """How long the file system has taken no writes by now, in seconds; 0 while it does, or nobody asked."""
+        raw = self._connection._conn
+        assert isinstance(raw, _Patient), "as it was opened"
+        since = raw.waits_since
+        return 0.0 if since is None else time.monotonic() - since
+
     async def read(self, sql: str, parameters: Sequence[object] = ()) -> list[Row]:
         """Rows as committed: never those of a transaction under way."""
         return await self._whole(self._read(sql, parameters))
@@ -302,6 +310,9 @@ class _Patient(sqlite3.Connection):
     absent = ""
     """A name beside the file that nobody has."""
 
+    waits_since: float | None = None
+    """When a statement began to wait, on the clock of :func:`time.monotonic`."""
+
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         self._await_thaw()
         return super().execute(sql, parameters)
@@ -312,10 +323,12 @@ class _Patient(sqlite3.Connection):
 
     def _await_thaw(self) -> None:
         """To remove what is not there waits as a write would, writes nothing, and takes two microseconds."""
+        self.waits_since = time.monotonic()
         try:
             os.rmdir(self.absent)
         except OSError:
             pass
+        self.waits_since = None
 
 
 class StateLock:

@@ -119,6 +119,10 @@ class Store:
         else:
             self._untold = []
 
+    def frozen_s(self) -> float:
+        """How long the state directory's file system has taken no writes by now, in seconds; 0 while it does."""
+        return max(file.frozen_s() for file in self._files)
+
     async def close(self) -> None:
         """Commit what waits and leave two plain files that readers without write access can open."""
         await self.metrics.close()

@@ -5,6 +5,7 @@ A loop-mounted ext4 and ``fsfreeze`` make the kernel's own uninterruptible wait:
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import subprocess
@@ -18,7 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.store import Reader
+from agent.clock import SystemClock
+from agent.model import Action, ActionStatus
+from agent.store import Reader, Retention, Store
 from tests.support.running import Host, scratch_host, until
 
 FROZEN_S = 12.0
@@ -136,3 +139,23 @@ def test_stopped_while_frozen_it_ends_at_the_thaw_and_starts_again(host: Host, d
     again = time.time()
     until(lambda: times(host)[-1] > again, "samples after the restart")
     host.stop()
+
+
+def test_a_frozen_disk_is_known_to_be_one(disk: Disk) -> None:
+    async def story() -> list[float]:
+        clock = SystemClock()
+        store = await Store.open(disk.mount / "state", clock=clock, limits=Retention())
+        told = [store.frozen_s()]
+        with disk.frozen():
+            action = Action(0, "job", "", (), 1.0, 0, 0, "notify", {}, "r", ActionStatus.REQUESTED)
+            asked = asyncio.create_task(store.ledger.request(action))
+            await asyncio.sleep(1)
+            told.append(store.frozen_s())
+        assert await asked is not None
+        told.append(store.frozen_s())
+        await store.close()
+        return told
+
+    before, meanwhile, after = asyncio.run(story())
+    assert before == after == 0
+    assert 0.5 < meanwhile < 5
