@@ -315,13 +315,18 @@ def _redis() -> Iterator[Metric]:
     def gauge(name: str, unit: str, words: str, *labels: str, high: float | None = None) -> Metric:
         return Metric(f"redis_{name}", "gauge", unit, words, "redis", ("name", *labels), 0.0, high)
 
-    yield gauge("up", "", "1 where the server answers.", high=1.0)
+    yield gauge("up", "", "1 where the server answers and has its data; upkeep events says why not.", high=1.0)
+    words = "1 with the reason where it does not: {}."
+    reasons = "`unreachable`, `silent`, `untrusted`, `unauthorized`, `loading`, `full`, `refused` or `garbled`"
+    yield gauge("exporter_last_scrape_error", "", words.format(reasons), "err", high=1.0)
+    yield gauge("uptime_in_seconds", "seconds", "Time since the server started.")
     yield gauge("memory_used_bytes", "bytes", "Memory that the data and the server use.")
     yield gauge("memory_used_peak_bytes", "bytes", "The most memory used since start.")
     yield gauge("memory_used_rss_bytes", "bytes", "Memory as the kernel counts it.")
     yield gauge("memory_max_bytes", "bytes", "The limit on memory; 0 is none.")
     yield gauge("mem_fragmentation_ratio", "", "Memory as the kernel counts it over memory used; above 1 is waste.")
-    yield gauge("mem_fragmentation_bytes", "bytes", "The same as a difference: judge by both.")
+    words = "The same as a difference: judge by both. Negative where memory is swapped out."
+    yield Metric("redis_mem_fragmentation_bytes", "gauge", "bytes", words, "redis", ("name",), None)
     yield gauge("allocator_frag_ratio", "", "Waste inside the allocator, as a quotient.")
     yield gauge("allocator_frag_bytes", "bytes", "Waste inside the allocator.")
     yield gauge("connected_clients", "", "Clients connected.")
@@ -360,6 +365,8 @@ def _records() -> Iterator[Metric]:
     yield gauge("directory_oldest_timestamp_seconds", "seconds", words, "directories", "path")
     words = "When the file that was changed last was changed."
     yield gauge("directory_newest_timestamp_seconds", "seconds", words, "directories", "path")
+    words = "All that was written before this instant is counted; of later writes in place some may not be."
+    yield gauge("directory_verified_timestamp_seconds", "seconds", words, "directories", "path")
     yield gauge("directory_scan_seconds", "seconds", "How long the walk took.", "directories", "path")
     yield counter("log_matches_total", "", "Lines that matched a pattern.", "logs", "pattern", "file")
     yield counter("log_lines_total", "", "Lines read.", "logs", "file")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ REST_ROUNDS = 10
 
 _WHOLE = ("directory_size_bytes", "directory_files")
 _AGES = ("directory_oldest_timestamp_seconds", "directory_newest_timestamp_seconds")
-_SCAN = "directory_scan_seconds"
+_WALK = ("directory_verified_timestamp_seconds", "directory_scan_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +39,23 @@ def parse(line: bytes) -> Size | str:
     Parameters
     ----------
     line
-        ``BYTES FILES OLDEST NEWEST SECONDS`` or ``absent REASON``.
+        ``BYTES FILES OLDEST NEWEST VERIFIED SECONDS`` or ``absent REASON``.
     """
     word, _, rest = line.decode().strip().partition(" ")
     if word == "absent":
         return rest
-    files, oldest, newest, seconds = rest.split()
+    files, *times = rest.split()
     counts = (int(word), int(files))
-    if oldest == "-":
-        return Size((*_WHOLE, _SCAN), (*counts, float(seconds)))
-    return Size((*_WHOLE, *_AGES, _SCAN), (*counts, float(oldest), float(newest), float(seconds)))
+    if times[0] == "-":
+        return Size((*_WHOLE, *_WALK), (*counts, *map(float, times[2:])))
+    return Size((*_WHOLE, *_AGES, *_WALK), (*counts, *map(float, times)))
 
 
 class DirectoriesCollector:
     """Trees by path. A tree that cannot be read whole is absent, with one line in the log that says why.
+
+    What a walk learned of a tree is kept in memory without a name, for the next one: a folder that did not change is
+    then not listed (docs/decisions/046).
 
     A tree that hangs costs its patience once: its child is killed, and the tree rests for :data:`REST_ROUNDS` readings,
     or for as long as the kernel holds that child back.
@@ -70,6 +73,7 @@ class DirectoriesCollector:
     def __init__(self, paths: Sequence[str], patience_s: float = PATIENCE_S) -> None:
         self._paths = tuple(paths)
         self._patience_s = patience_s
+        self._memories: dict[str, int] = {}
         self._stuck: dict[str, asyncio.subprocess.Process] = {}
         self._rests: dict[str, int] = {}
         self._reasons: dict[str, str] = {}
@@ -80,6 +84,11 @@ class DirectoriesCollector:
     def longest_s(self) -> float:
         """The longest a whole reading can take."""
         return len(self._paths) * (self._patience_s + 1.0)
+
+    async def close(self) -> None:
+        """Forget what walks learned."""
+        while self._memories:
+            os.close(self._memories.popitem()[1])
 
     async def collect(self, at: float) -> Reading:
         answers = await self._measure([path for path in self._paths if self._rest_over(path)])
@@ -107,8 +116,10 @@ class DirectoriesCollector:
         return answers
 
     async def _ask_child(self, paths: list[str], answers: dict[str, Size | str]) -> None:
+        memories = {path: self._memory(path) for path in paths}
+        words = [word for path, memory in memories.items() for word in (str(memory), path)]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-S", walk.__file__, *paths, stdout=asyncio.subprocess.PIPE
+            *walk.command(*words), stdout=asyncio.subprocess.PIPE, pass_fds=tuple(memories.values())
         )
         assert process.stdout is not None
         path = paths[0]
@@ -123,6 +134,11 @@ class DirectoriesCollector:
             self._stuck[path], self._rests[path] = process, REST_ROUNDS
         finally:
             await _end(process)
+
+    def _memory(self, path: str) -> int:
+        if path not in self._memories:
+            self._memories[path] = os.memfd_create("upkeep-walk")
+        return self._memories[path]
 
     def _tell(self, reasons: dict[str, str]) -> None:
         for path, reason in reasons.items():
