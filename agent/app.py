@@ -35,6 +35,7 @@ from agent.kernel import journal
 from agent.kernel.book import Book
 from agent.kernelwatch import KEY as KERNEL_KEY
 from agent.kernelwatch import KernelWatch, restored
+from agent.logwatch.keep import Keeping, Stored, StoreLines
 from agent.logwatch.patterns import compile_patterns
 from agent.logwatch.runner import LogWatch
 from agent.model import Action, Event, Reading, Series, Severity
@@ -356,6 +357,13 @@ class Agent:
         globs = [path for logs in self._loaded.config.logs for path in logs.paths]
         if not globs:
             return
+        keeping = Keeping(
+            [
+                (path, Stored(StoreLines(logs.store_lines), logs.redact_emails))
+                for logs in self._loaded.config.logs
+                for path in logs.paths
+            ]
+        )
         parts = self.parts
 
         sought = asyncio.Event()
@@ -370,6 +378,7 @@ class Agent:
                 self._clock,
                 stored=stored,
                 wake=parts.engine.wake,
+                keeping=keeping,
                 # Not the watchdog's business: a log on a hung mount may hold this loop up, and nothing else.
                 progress=sought.set,
             ).run()

@@ -219,6 +219,12 @@ class Collect:
 @dataclass(frozen=True, slots=True)
 class Logs:
     paths: tuple[AbsPath, ...] = _key("globs of log files; `*` stays within one folder, `**` goes deeper", ())
+    store_lines: Literal["full", "redacted", "none"] = _key(
+        "what of a matching line is stored: all of it; all but its secrets; only that it matched. A file of several "
+        "entries gets the strictest",
+        "redacted",
+    )
+    redact_emails: bool = _key("e-mail addresses are taken out too", False)
 
 
 @dataclass(frozen=True, slots=True)

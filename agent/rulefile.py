@@ -26,13 +26,24 @@ from agent.located import (
     MappingNode,
     Node,
     Scalar,
+    Size,
     build,
     convert,
     did_you_mean,
     key_of,
     parse_duration,
 )
-from agent.logwatch.patterns import Pattern, check_samples, compile_patterns
+from agent.logwatch.patterns import Pattern, Rate, check_regex, check_samples, quoted
+from agent.logwatch.records import (
+    LONGEST_BYTES,
+    LONGEST_LINES,
+    LONGEST_WAIT_S,
+    MOST_BYTES,
+    MOST_LINES,
+    WAIT_S,
+    Multiline,
+    RecordMode,
+)
 from agent.matching import Inhibition
 from agent.model import Mode, Severity
 from agent.promql import template
@@ -329,11 +340,43 @@ class _WrittenSamples:
     no_match: tuple[str, ...] = ()
 
 
+def _rate(node: Scalar) -> Rate:
+    match = re.fullmatch(r"([1-9]\d{0,2}) within (\S+)", node.text)
+    if not match:
+        raise ValueError(f'cannot read "{node.text}" as a rate: write it like "5 within 1m", with at most 999')
+    period = parse_duration(match[2])
+    if not 0 < period <= 86400:
+        raise ValueError(f'cannot use "{node.text}" as a rate: its span may be up to a day')
+    return Rate(int(match[1]), period)
+
+
+@dataclass(frozen=True, slots=True)
+class _WrittenMultiline:
+    mode: RecordMode
+    regex: str
+    max_lines: int = MOST_LINES
+    max_bytes: Size = MOST_BYTES
+    max_wait: Duration = WAIT_S
+
+    def __post_init__(self) -> None:
+        for key, value, most in (
+            ("max_lines", self.max_lines, LONGEST_LINES),
+            ("max_bytes", self.max_bytes, LONGEST_BYTES),
+            ("max_wait", self.max_wait, LONGEST_WAIT_S),
+        ):
+            if not 0 < value <= most:
+                raise ValueError(f'cannot use {value:g} as "{key}": it is above 0 and at most {most:g}')
+
+
 @dataclass(frozen=True, slots=True)
 class _WrittenPattern:
     name: str
-    regex: str
+    regex: str | None = None
     severity: Severity = Severity.WARNING
+    exclude: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    multiline: _WrittenMultiline | None = None
+    rate: Annotated[Rate, _rate] | None = None
     samples: _WrittenSamples = field(default_factory=_WrittenSamples)
 
 
@@ -341,18 +384,55 @@ def _pattern(node: Node, faults: Faults) -> object:
     written = build(_WrittenPattern, node, faults)
     if written is None or not isinstance(node, MappingNode):
         return MISSING
-    pattern = Pattern(written.name, written.regex, written.severity, written.samples.match, written.samples.no_match)
     if not _LABEL_NAME.fullmatch(written.name):
         faults.add(node.get("name"), f'cannot use "{written.name}" as a pattern name: letters, digits and _ only')
         return MISSING
-    try:
-        compile_patterns([pattern])
-    except PatternError as error:
-        faults.add(node.get("regex"), str(error))
+    regex = written.regex
+    if regex is None and written.fields:
+        # The cheap first look for a JSON line; the conditions decide.
+        regex = r"^\s*\{.*" + quoted(f'"{next(iter(written.fields)).rpartition(".")[2]}"')
+    if regex is None:
+        faults.add(node, 'missing key "regex"')
         return MISSING
+    if not _check_regexes(written, regex, node, faults):
+        return MISSING
+    rest = written.multiline
+    pattern = Pattern(
+        written.name,
+        regex,
+        written.severity,
+        written.samples.match,
+        written.samples.no_match,
+        exclude=written.exclude or "",
+        fields=tuple(written.fields.items()),
+        multiline=Multiline(rest.mode, rest.regex, rest.max_lines, rest.max_bytes, rest.max_wait) if rest else None,
+        rate=written.rate,
+    )
     for problem in check_samples(pattern):
         faults.add(node.get("samples"), problem)
     return pattern
+
+
+def _check_regexes(written: _WrittenPattern, regex: str, node: MappingNode, faults: Faults) -> bool:
+    """Whether all expressions of a pattern can be used; each that cannot is said at its own place."""
+    found: list[tuple[Node | None, str, bool]] = [(node.get("regex") or node, regex, False)]
+    if written.exclude is not None:
+        found.append((node.get("exclude"), written.exclude, False))
+    conditions = node.get("fields")
+    for key, condition in written.fields.items():
+        place = conditions.get(key) if isinstance(conditions, MappingNode) else None
+        found.append((place, condition, True))
+    if written.multiline is not None:
+        rest = node.get("multiline")
+        place = rest.get("regex") if isinstance(rest, MappingNode) else None
+        found.append((place, written.multiline.regex, True))
+    before = len(faults.errors)
+    for place, each, may_be_empty in found:
+        try:
+            check_regex(written.name, each, may_be_empty=may_be_empty)
+        except PatternError as error:
+            faults.add(place, str(error))
+    return len(faults.errors) == before
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent.logwatch.patterns import Rate
 from agent.model import Labels, Reading, Series, make_labels
 
 MOST_LABEL_SETS = 100
 OTHER = "other"
+Matched = tuple[tuple[str, Labels], ...]
+"""Patterns, each with the labels under which it was counted."""
 
 
 class LabelBound:
@@ -43,9 +47,14 @@ class FileCounts:
         self._values: list[int] = [stored.get(key, 0) for key in ("lines", "bytes", "gaps")]
         self._places: dict[tuple[str, Labels], int] = {}
         for pattern, groups, count in stored.get("matches", ()):
-            labels = bound.admit(pattern, tuple((name, value) for name, value in groups))
+            labels = bound.admit(pattern, _labels(groups))
             self._values[self._place(pattern, labels)] += count
         self._announced: int = stored.get("announced", 0)
+        self.last: Matched = tuple((pattern, _labels(groups)) for pattern, groups in stored.get("last", ()))
+        """What the last line read matched: "last message repeated 3 times" may follow it."""
+        self._recent: dict[tuple[str, Labels], deque[float]] = {
+            (pattern, _labels(groups)): deque(times) for pattern, groups, times in stored.get("recent", ())
+        }
         for pattern in patterns:
             self._place(pattern, ())
         self.emitted_at = float("-inf")
@@ -58,8 +67,20 @@ class FileCounts:
     def gap(self) -> None:
         self._values[2] += 1
 
-    def match(self, pattern: str, groups: Labels) -> None:
-        self._values[self._place(pattern, self._bound.admit(pattern, groups))] += 1
+    def match(self, pattern: str, groups: Labels, times: int = 1) -> None:
+        self._values[self._place(pattern, self._bound.admit(pattern, groups))] += times
+
+    def reached(self, pattern: str, groups: Labels, rate: Rate, at: float, times: int = 1) -> bool:
+        """Whether this match is the last of as many within the span as the rate asks for; the next one counts anew."""
+        recent = self._recent.setdefault((pattern, groups), deque())
+        recent.extend([at] * min(times, rate.count))
+        # A clock that was set back leaves instants that have yet to come.
+        while recent and not at - rate.per_s < recent[0] <= at:
+            recent.popleft()
+        if len(recent) < rate.count:
+            return False
+        del self._recent[pattern, groups]
+        return True
 
     def readings(self, at: float) -> list[Reading]:
         """The counters now, and a 0 one millisecond before for each series that was never sampled: ``increase()`` sees
@@ -81,6 +102,8 @@ class FileCounts:
             "gaps": gaps,
             "matches": matches,
             "announced": self._announced,
+            **({"last": self.last} if self.last else {}),
+            **({"recent": [[*key, list(times)] for key, times in self._recent.items()]} if self._recent else {}),
         }
 
     def _place(self, pattern: str, groups: Labels) -> int:
@@ -119,3 +142,8 @@ class Throttle:
     @property
     def folding(self) -> bool:
         return any(window[2] for window in self._windows.values())
+
+
+def _labels(written: Sequence[Sequence[str]]) -> Labels:
+    """Labels as JSON gives them back."""
+    return tuple((name, value) for name, value in written)

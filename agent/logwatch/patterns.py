@@ -7,6 +7,7 @@ the same results. Python's ``re`` is never used on log text: it is quadratic on 
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,8 @@ import re2
 
 from agent.errors import PatternError
 from agent.logwatch.expression import Needs, analyse
-from agent.model import Labels, Severity, make_labels
+from agent.logwatch.records import Multiline, record_end
+from agent.model import Labels, Severity
 
 try:
     import hyperscan
@@ -32,7 +34,9 @@ GROUPS_WITHIN_BYTES = 4096
 """Groups are read from this much of a match: extraction is RE2's slow engine (about 40 MB/s)."""
 
 LONGEST_LABEL = 128
-RESERVED_GROUPS = frozenset({"pattern", "file", "line", "severity", "truncated", "__name__"})
+RESERVED_GROUPS = frozenset(
+    {"pattern", "file", "line", "severity", "truncated", "logged_at", "lines", "repeated", "matches", "__name__"}
+)
 
 _FIRST_WEIGHING_BYTES = 32 << 20
 """An ordinary log in a day; whoever floods us pays for the better choice."""
@@ -40,38 +44,80 @@ _WEIGHED_BYTES = 64 * 1024
 _CONFIRM_S = 1e-6
 """What RE2 takes for one candidate line."""
 
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+# A command that does not end within its bound is none: it must not hide what stands behind it.
+_ANSI = re.compile(
+    rb"\x1b(?:\[[0-?]{0,64}[ -/]{0,8}[@-~]|\][^\x07\x1b\n]{0,256}(?:\x07|\x1b\\)|[()][0-9A-Za-z]|[@-Z\\^_=>])"
+)
 _UNSEEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """Only the last of ``count`` matches within ``per_s`` seconds is an event."""
+
+    count: int
+    per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Pattern:
-    """One named regular expression over log lines; ``match`` and ``no_match`` are lines that prove it."""
+    """One named regular expression over log lines; ``match`` and ``no_match`` are lines that prove it.
+
+    Attributes
+    ----------
+    exclude
+        Lines that match this too do not count; empty: none.
+    fields
+        Of a JSON line: dotted keys, each with the regex that its whole value must match.
+    multiline
+        What belongs to the record that a match opens.
+    """
 
     name: str
     regex: str
     severity: Severity = Severity.ERROR
     match: tuple[str, ...] = ()
     no_match: tuple[str, ...] = ()
+    exclude: str = ""
+    fields: tuple[tuple[str, str], ...] = ()
+    multiline: Multiline | None = None
+    rate: Rate | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A pattern on a line: ``start`` and ``end`` are the line's in the buffer, its newline not included."""
+    """A pattern on a line: ``start`` and ``end`` are the line's in the buffer, its newline not included.
+
+    ``places`` says for each of ``groups`` where in the line it stands; (-1, -1): in a JSON value.
+    """
 
     pattern: Pattern
     start: int
     end: int
     groups: Labels = ()
+    places: tuple[tuple[int, int], ...] = ()
+
+
+def without_ansi(buffer: bytes | bytearray, start: int, stop: int) -> tuple[bytes | bytearray, int, int]:
+    """The same lines without colours and other terminal commands, as (buffer, start, stop)."""
+    if buffer.find(b"\x1b", start, stop) < 0:
+        return buffer, start, stop
+    cleaned = _ANSI.sub(b"", bytes(buffer[start:stop]))
+    return cleaned, 0, len(cleaned)
+
+
+def legible(raw: bytes) -> str:
+    """Text without terminal commands, control or bidi characters, and with U+FFFD for broken UTF-8."""
+    return _UNSEEN.sub("", _ANSI.sub(b"", raw).decode("utf-8", "replace")).strip()
 
 
 def readable(raw: bytes, limit: int) -> str:
-    """A line as it may be stored and shown: no terminal escapes, control or bidi characters; at most ``limit`` long.
+    """A line as it may be stored and shown: :func:`legible`, at most ``limit`` characters, a cut one ends in ``…``."""
+    return shortened(legible(raw[: 4 * limit + 4]), limit)
 
-    Broken UTF-8 becomes U+FFFD. A cut text ends in an ellipsis.
-    """
-    text = _ANSI.sub("", raw[: 4 * limit + 4].decode("utf-8", "replace"))
-    text = _UNSEEN.sub("", text).strip()
+
+def shortened(text: str, limit: int) -> str:
+    """At most ``limit`` characters of a text."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -102,6 +148,23 @@ def compile_patterns(patterns: Sequence[Pattern], *, use_hyperscan: bool = True)
     return Matcher(confirmers, _Re2Finder(needs))
 
 
+def check_regex(name: str, regex: str, *, may_be_empty: bool = False) -> None:
+    """Refuse what a pattern of this name cannot use.
+
+    Raises
+    ------
+    PatternError
+        As :func:`compile_patterns`; ``may_be_empty``: it may match the empty line.
+    """
+    _Searcher(Pattern(name, regex), regex, may_be_empty=may_be_empty)
+
+
+def quoted(text: str) -> str:
+    """A regex that matches this text alone."""
+    escaped: str = re2.escape(text)
+    return escaped
+
+
 def check_samples(pattern: Pattern) -> list[str]:
     """Faults of the pattern and of its samples; empty when each behaves as it says."""
     try:
@@ -124,10 +187,20 @@ class Matcher:
     def __init__(self, confirmers: Sequence[_Confirmer], finder: _Finder) -> None:
         self._confirmers = tuple(confirmers)
         self._finder = finder
+        self._by_name = {confirmer.pattern.name: confirmer for confirmer in self._confirmers}
+        self.multiline = any(confirmer.pattern.multiline for confirmer in self._confirmers)
+        """Whether any pattern has records of several lines."""
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
         return tuple(confirmer.pattern for confirmer in self._confirmers)
+
+    def record_end(self, match: Match, buffer: bytes | bytearray, stop: int) -> tuple[int, bool]:
+        """Where the record of a match ends, and whether it surely ends there; its line's end if it is one line."""
+        if match.pattern.multiline is None:
+            return match.end, True
+        is_hit = self._by_name[match.pattern.name].goes_on
+        return record_end(match.pattern.multiline, is_hit, buffer, match.start, match.end, stop)
 
     def scan(self, buffer: bytes | bytearray, start: int = 0, stop: int | None = None) -> Iterator[Match]:
         """Matches in the order of their lines: one for each pattern and line.
@@ -153,9 +226,9 @@ class Matcher:
                 continue
             tried.add(number)
             confirmer = self._confirmers[number]
-            span = confirmer.confirm(line)
-            if span is not None:
-                yield Match(confirmer.pattern, line_start, line_end, confirmer.groups(line, span))
+            match = confirmer.confirm(line, line_start, line_end)
+            if match is not None:
+                yield match
 
 
 class _Confirmer:
@@ -163,7 +236,40 @@ class _Confirmer:
 
     def __init__(self, pattern: Pattern) -> None:
         self.pattern = pattern
-        regex = pattern.regex
+        self._search = _Searcher(pattern, pattern.regex)
+        self._exclude = _Searcher(pattern, pattern.exclude) if pattern.exclude else None
+        self._fields = _Fields(pattern) if pattern.fields else None
+        rule = pattern.multiline
+        self._goes_on = _Searcher(pattern, rule.regex, may_be_empty=True) if rule else None
+
+    def confirm(self, line: bytes, start: int, end: int) -> Match | None:
+        """The match of ``line``, which is ``start`` to ``end`` of its buffer; a group that took no part is absent."""
+        span = self._search.find(line)
+        if span is None or (self._exclude is not None and self._exclude.find(line) is not None):
+            return None
+        found = self._search.groups(line, span)
+        if self._fields is not None:
+            more = self._fields.read(line)
+            if more is None:
+                return None
+            found.update(more)
+        named = sorted((name, text, place) for name, (text, place) in found.items() if text)
+        return Match(
+            self.pattern, start, end, tuple((name, text) for name, text, _ in named), tuple(at for _, _, at in named)
+        )
+
+    def goes_on(self, line: bytes) -> bool:
+        """Whether a line matches the regex of ``multiline``."""
+        return self._goes_on is not None and self._goes_on.find(line) is not None
+
+
+_Groups = dict[str, tuple[str, tuple[int, int]]]
+
+
+class _Searcher:
+    """One expression of a pattern."""
+
+    def __init__(self, pattern: Pattern, regex: str, *, may_be_empty: bool = False) -> None:
         if len(regex) > LONGEST_REGEX:
             raise _refused(pattern, f"it is {len(regex)} characters long, at most {LONGEST_REGEX} are allowed")
         # Broken UTF-8 must not hide an error: ASCII patterns see bytes. Others see characters of the repaired line.
@@ -172,7 +278,7 @@ class _Confirmer:
         full = _compile(pattern, raw, wide=self._wide)
         if full.programsize > LARGEST_PROGRAM:
             raise _refused(pattern, "it is too large")
-        if full.search(b"") is not None:
+        if not may_be_empty and full.search(b"") is not None:
             raise _refused(pattern, "it matches the empty line, so every line")
         self._names = {index: name.decode() for name, index in full.groupindex.items()}
         for name in self._names.values():
@@ -183,25 +289,60 @@ class _Confirmer:
         self._test = (_compile(pattern, plain) if plain else _compile(pattern, raw, wide=self._wide))._regexp.Match
         self._read = full._regexp.Match if self._names else None
 
-    def confirm(self, line: bytes) -> tuple[int, int] | None:
+    def find(self, line: bytes) -> tuple[int, int] | None:
         """The span of the first match in ``line``."""
         text = self._repaired(line)
         span: tuple[int, int] = self._test(_ANYWHERE, text, 0, len(text))[0]
         return None if span[0] < 0 else span
 
-    def groups(self, line: bytes, span: tuple[int, int]) -> Labels:
-        """The named groups of a match; a group that took no part is absent."""
+    def groups(self, line: bytes, span: tuple[int, int]) -> _Groups:
+        """The named groups of a match, each with its place."""
         if self._read is None:
-            return ()
+            return {}
         text = self._repaired(line)[: span[0] + GROUPS_WITHIN_BYTES]
         spans = self._read(_ANYWHERE, text, span[0], len(text))
         named = {name: spans[index] for index, name in self._names.items() if index < len(spans)}
-        return make_labels(
-            {name: readable(text[start:end], LONGEST_LABEL) for name, (start, end) in named.items() if start >= 0}
-        )
+        return {
+            name: (readable(text[start:end], LONGEST_LABEL), (start, end))
+            for name, (start, end) in named.items()
+            if start >= 0
+        }
 
     def _repaired(self, line: bytes) -> bytes:
         return line.decode("utf-8", "replace").encode() if self._wide else line
+
+
+class _Fields:
+    """Conditions on the values of a JSON object; a group in one of them is a label, as in the pattern's own regex."""
+
+    def __init__(self, pattern: Pattern) -> None:
+        self._conditions = [(key.split("."), _Searcher(pattern, rf"^(?:{regex})$")) for key, regex in pattern.fields]
+
+    def read(self, line: bytes) -> _Groups | None:
+        """The groups of all conditions, or None when one does not hold or the line is no JSON object."""
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        found: _Groups = {}
+        for path, searcher in self._conditions:
+            text = _text_at(value, path)
+            span = None if text is None else searcher.find(text)
+            if text is None or span is None:
+                return None
+            found.update({name: (label, (-1, -1)) for name, (label, _) in searcher.groups(text, span).items()})
+        return found
+
+
+def _text_at(value: object, path: Sequence[str]) -> bytes | None:
+    """A value as its text: strings as they are, the rest as JSON writes it; objects, lists and null have none."""
+    for key in path:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace")
+    return json.dumps(value).encode() if isinstance(value, bool | int | float) else None
 
 
 class _Finder(Protocol):

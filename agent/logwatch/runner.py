@@ -9,6 +9,7 @@ import asyncio
 import glob
 import logging
 import os
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from agent.clock import Clock
-from agent.logwatch.counts import FileCounts, LabelBound, Throttle
-from agent.logwatch.patterns import Match, Matcher, readable
-from agent.logwatch.tailer import Block, Notice, Tail, Tailer
+from agent.logwatch.counts import FileCounts, LabelBound, Matched, Throttle
+from agent.logwatch.cut import cut_before, position_before
+from agent.logwatch.keep import Keeping, Place
+from agent.logwatch.patterns import Match, Matcher, without_ansi
+from agent.logwatch.tailer import LINE_BYTES, Block, Notice, Position, Tail, Tailer
 from agent.logwatch.watch import Watch
-from agent.model import Event, Labels, Reading, Severity, make_labels
+from agent.model import Event, Reading, Severity, make_labels
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,8 @@ UNFINISHED_S = 5.0
 """A last line without newline is matched when it has been still this long: crashing programs leave such."""
 TURN_BYTES = 2 * 1024 * 1024
 EVENTS_PER_S = 50
-LONGEST_MESSAGE = 2048
+MOST_REPEATED = 100_000
+"""What one line may claim to stand for."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
 
 
@@ -88,6 +92,8 @@ class LogWatch:
         Told the names of the counters that changed, after each commit.
     progress
         Called each time the loop gets round.
+    keeping
+        What of the lines of a file is stored.
     """
 
     def __init__(
@@ -100,6 +106,7 @@ class LogWatch:
         stored: Mapping[str, Mapping[str, Any]] | None = None,
         wake: Callable[[frozenset[str]], None] = lambda names: None,
         progress: Callable[[], None] = lambda: None,
+        keeping: Keeping | None = None,
         events_per_s: int = EVENTS_PER_S,
         sweep_s: float = SWEEP_S,
     ) -> None:
@@ -108,6 +115,8 @@ class LogWatch:
         self._commit_to = commit
         self._clock = clock
         self._wake_rules = wake
+        self._keeping = keeping or Keeping()
+        self._held: dict[Tail, _Held] = {}
         self._progress = progress
         self._sweep_s = sweep_s
         mine = {key[len(PREFIX) :]: entry for key, entry in (stored or {}).items() if key.startswith(PREFIX) and entry}
@@ -154,6 +163,7 @@ class LogWatch:
         started = self._loop.time()
         boot = self._clock.boot()
         names_changed = self._take_hints(boot)
+        self._ready.update({tail: None for tail, held in self._held.items() if boot >= held.until})
         if names_changed or boot - self._swept_at >= self._interval():
             await self._off_loop(lambda: self._sweep(watch, boot))
         else:
@@ -182,6 +192,7 @@ class LogWatch:
             until = min(until, self._committed_at + self._patience())
         if self._throttle.folding:
             until = min(until, boot + QUIET_COMMIT_S)
+        until = min([until, *(held.until for held in self._held.values())])
         if until > boot:
             try:
                 await asyncio.wait_for(self._woken.wait(), until - boot)
@@ -277,53 +288,147 @@ class LogWatch:
                 del self._ready[tail]
                 block = self._tailer.read(tail, boot)
                 if block is not None:
-                    self._take(tail, block, boot)
                     budget -= block.bytes
-                    self._ready[tail] = None  # at the end: the next turn goes on with the others
+                    if self._take(tail, block, boot):
+                        self._ready[tail] = None  # at the end: the next turn goes on with the others
+                else:
+                    self._held.pop(tail, None)
                 if budget <= 0:
                     break
         self._take_notices()
 
-    def _take(self, tail: Tail, block: Block, boot: float) -> None:
-        matches = list(self._matcher.scan(block.data, block.start, block.stop))
-        self._count(tail, block)
-        self._record(tail, block, matches, boot)
-        tail.position = block.after
+    def _take(self, tail: Tail, block: Block, boot: float, *, complete: bool = False) -> bool:
+        """Record what a block holds, up to a record of several lines that is not complete; whether to read on at once.
+
+        Parameters
+        ----------
+        complete
+            Nothing more is waited for.
+        """
+        data, start, stop = without_ansi(block.data, block.start, block.stop)
+        matches = list(self._matcher.scan(data, start, stop))
+        ends: list[int] = []
+        after, lines = block.after, block.lines
+        if matches and self._matcher.multiline:
+            held = self._held.get(tail)
+            behind = block.truncated or os.fstat(tail.fd).st_size - block.after.offset > LINE_BYTES
+            complete = complete or (held is not None and held.is_over(tail.position, boot))
+            matches, ends, cut, wait_s = self._records(matches, data, start, stop)
+            # With more behind it, a record that fills the block from its beginning would never end.
+            if cut < stop and not complete and not (cut == start and behind):
+                left = data.count(b"\n", cut, stop)
+                place = position_before(tail.fd, tail.position, block, left) if cut > start else None
+                if place is None:
+                    self._hold_back(tail, tail.position, block, wait_s, boot)
+                    return False
+                kept = [(match, end) for match, end in zip(matches, ends, strict=True) if match.start < cut]
+                matches, ends = [match for match, _ in kept], [end for _, end in kept]
+                after, lines, stop = place, block.lines - left, cut
+        self._held.pop(tail, None)
+        counts = self._counts_of(tail.origin)
+        counts.read(lines, after.offset - tail.position.offset)
+        self._touch(tail.origin)
+        self._record(tail, matches, ends, data, start, stop, boot, truncated=block.truncated)
+        tail.position = after
         tail.peeked_bytes = 0
+        return True
+
+    def _records(
+        self, matches: Iterable[Match], data: bytes | bytearray, start: int, stop: int
+    ) -> tuple[list[Match], list[int], int, float]:
+        """Matches with the ends of their records; where the first begins that may go on behind ``stop``, and its wait.
+
+        A line within a record of a pattern opens no other record of it.
+        """
+        kept: list[Match] = []
+        ends: list[int] = []
+        taken_to: dict[str, int] = {}
+        cut, wait_s = stop, 0.0
+        for match in matches:
+            if match.start < taken_to.get(match.pattern.name, start):
+                continue
+            end, is_sure = self._matcher.record_end(match, data, stop)
+            if match.pattern.multiline is not None:
+                taken_to[match.pattern.name] = end
+                if not is_sure and match.start < cut:
+                    cut, wait_s = match.start, match.pattern.multiline.wait_s
+            kept.append(match)
+            ends.append(end)
+        spans = ((match.start, end) for match, end in zip(kept, ends, strict=True))
+        return kept, ends, cut_before(spans, cut), wait_s
+
+    def _hold_back(self, tail: Tail, at: Position, block: Block, wait_s: float, boot: float) -> None:
+        """Wait for the rest of a record; what is held is not behind the offset."""
+        held = self._held.get(tail)
+        if held is None or held.offset != at.offset:
+            held = self._held[tail] = _Held(at.offset, boot + wait_s, boot)
+        if block.after.offset == held.read_to:
+            tail.grew_at = held.grew_at  # read again, not grown
+        held.read_to, held.grew_at = block.after.offset, tail.grew_at
 
     def _peek(self, tail: Tail, boot: float) -> None:
         """Match an unfinished last line; without a match it goes on waiting for its newline."""
         block = self._tailer.read(tail, boot, flush=True)
         grown = tail.held_bytes
-        if block is not None and (
-            block.stop == block.start or any(self._matcher.scan(block.data, block.start, block.stop))
-        ):
-            self._take(tail, block, boot)
+        if block is not None and (block.stop == block.start or any(self._matcher.scan(*_cleaned(block)))):
+            self._take(tail, block, boot, complete=True)
         else:
             tail.peeked_bytes = grown
 
     def _finish(self, tail: Tail, boot: float) -> None:
         while (block := self._tailer.read(tail, boot, flush=True)) is not None:
-            self._take(tail, block, boot)
+            self._take(tail, block, boot, complete=True)
         self._tailer.let_go(tail)
         self._touch(tail.origin)
 
-    def _count(self, tail: Tail, block: Block) -> None:
-        self._counts_of(tail.origin).read(block.lines, block.bytes)
-        self._touch(tail.origin)
-
-    def _record(self, tail: Tail, block: Block, matches: Iterable[Match], boot: float) -> None:
+    def _record(
+        self,
+        tail: Tail,
+        matches: Sequence[Match],
+        ends: Sequence[int],
+        data: bytes | bytearray,
+        start: int,
+        stop: int,
+        boot: float,
+        *,
+        truncated: bool,
+    ) -> None:
         counts = self._counts_of(tail.origin)
-        line, counted_to = tail.position.line + 1, block.start
+        line, counted_to = tail.position.line + 1, start
         at = self._clock.wall()
-        for match in matches:
-            line += block.data.count(b"\n", counted_to, match.start)
+        stored = self._keeping.of(tail.origin)
+        self._repeat(counts, counts.last, data, start, stop)
+        if stop > start:
+            counts.last = ()
+        for index, match in enumerate(matches):
+            line += data.count(b"\n", counted_to, match.start)
             counted_to = match.start
-            groups = self._bound.admit(match.pattern.name, match.groups)
-            counts.match(match.pattern.name, groups)
+            end = ends[index] if ends else match.end
+            text = bytes(data[match.start : end])
+            groups = stored.groups(match, text)
+            labels = self._bound.admit(match.pattern.name, groups)
+            times = _times(text)
+            counts.match(match.pattern.name, labels, times)
+            self._repeat(counts, ((match.pattern.name, labels),), data, end + 1, stop)
+            if end + 1 >= stop:
+                counts.last = (*counts.last, (match.pattern.name, labels))
             self._batch.at_once = True
+            rate = match.pattern.rate
+            if rate is not None and not counts.reached(match.pattern.name, labels, rate, at, times):
+                continue
             if self._throttle.admit(match.pattern.name, boot):
-                self._batch.events.append(_event(tail.origin, block, match, match.groups, line, at))
+                place = Place(tail.origin, line, at, at - boot, truncated=truncated)
+                self._batch.events.append(stored.event(match, text, groups, place, times))
+
+    def _repeat(self, counts: FileCounts, matched: Matched, data: bytes | bytearray, at: int, stop: int) -> None:
+        """Count what a line matched again where the line behind it says how often it was repeated."""
+        if not matched or at >= stop:
+            return
+        end = data.find(b"\n", at, stop)
+        found = _LAST_REPEATED.search(bytes(data[at : at + 256 if end < 0 else min(end, at + 256)]))
+        for pattern, labels in matched if found else ():
+            counts.match(pattern, labels, min(int(found[1]), MOST_REPEATED))  # type: ignore[index]
+            self._batch.at_once = True
 
     def _counts_of(self, origin: str) -> FileCounts:
         counts = self._counts.get(origin)
@@ -419,6 +524,19 @@ class LogWatch:
 
 
 @dataclass(slots=True)
+class _Held:
+    """A record whose rest is waited for: where it begins, and until when on the boot clock."""
+
+    offset: int
+    until: float
+    grew_at: float
+    read_to: int = -1
+
+    def is_over(self, at: Position, boot: float) -> bool:
+        return at.offset == self.offset and boot >= self.until
+
+
+@dataclass(slots=True)
 class _Burst:
     since: float
     count: int = 0
@@ -432,13 +550,21 @@ def _folders_of(pattern: str) -> list[str]:
     return [path for path in glob.iglob(folder, recursive=True) if os.path.isdir(path)]
 
 
-def _event(file: str, block: Block, match: Match, groups: Labels, line: int, at: float) -> Event:
-    labels = dict(groups)
-    labels.update(pattern=match.pattern.name, file=file, line=str(line))
-    if block.truncated:
-        labels["truncated"] = "true"
-    message = readable(bytes(block.data[match.start : match.end]), LONGEST_MESSAGE)
-    return Event("log_match", match.pattern.severity, message, "logwatch", at, make_labels(labels))
+_LAST_REPEATED = re.compile(rb"last message repeated (\d{1,6}) times?(?: |$)")
+_REPEATED = re.compile(rb"message repeated (\d{1,6}) times: \[")
+"""BSD's and BusyBox' syslog, of the line before; rsyslog, of the line in the brackets."""
+
+
+def _times(text: bytes) -> int:
+    """How many lines this one says that it stands for."""
+    if text.find(b"message repeated ", 0, 256) < 0:
+        return 1
+    found = _REPEATED.search(text, 0, 256)
+    return max(1, min(int(found[1]), MOST_REPEATED)) if found else 1
+
+
+def _cleaned(block: Block) -> tuple[bytes | bytearray, int, int]:
+    return without_ansi(block.data, block.start, block.stop)
 
 
 def _notice_event(notice: Notice, at: float) -> Event:

@@ -24,7 +24,8 @@ LAYERS = (
         "edges",
         "agent.store agent.ops agent.gpu agent.kernel agent.redis agent.objectstore agent.mail agent.process "
         "agent.systemd "
-        "agent.inhibit agent.secret agent.aside agent.web agent.spool agent.logwatch.tailer agent.logwatch.history",
+        "agent.inhibit agent.secret agent.aside agent.web agent.spool agent.logwatch.tailer agent.logwatch.history "
+        "agent.logwatch.cut",
     ),
     (
         "what is written",

@@ -36,6 +36,7 @@ def first_words(heading: str) -> list[str]:
         ("key of a rule", rulefile._WrittenRule),
         ("key of `remediation`", rulefile._WrittenRemediation),
         ("key of a pattern", rulefile._WrittenPattern),
+        ("key of `multiline`", rulefile._WrittenMultiline),
         ("key of a job", rulefile._WrittenJob),
         ("key of an inhibition", Inhibition),
     ],
