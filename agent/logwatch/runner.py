@@ -163,7 +163,7 @@ class LogWatch:
         started = self._loop.time()
         boot = self._clock.boot()
         names_changed = self._take_hints(boot)
-        self._ready.update({tail: None for tail, held in self._held.items() if boot >= held.until})
+        self._release(boot)
         if names_changed or boot - self._swept_at >= self._interval():
             await self._off_loop(lambda: self._sweep(watch, boot))
         else:
@@ -176,6 +176,10 @@ class LogWatch:
         if not self._ready:
             # Events that come meanwhile are taken together: at once when quiet, at most every 20 ms under a burst.
             await asyncio.sleep(max(0.0, started + COALESCE_S - self._loop.time()))
+
+    def _release(self, boot: float) -> None:
+        """Read the records that were waited for long enough, as they are."""
+        self._ready.update({tail: None for tail, held in self._held.items() if boot >= held.until})
 
     def _interval(self) -> float:
         return min(self._sweep_s, BLIND_SWEEP_S) if self._unwatched or self._resting else self._sweep_s
