@@ -222,7 +222,7 @@ class Agent:
 
         settings = self._loaded.config
         gpu = GpuCollector(probe(settings, self._clock), self._book, tell)
-        sources = build(settings.collect, [self._figures], gpu=gpu, kernel=KernelCollector(self._book))
+        sources = build(settings.collect, [self._figures], gpu=gpu, kernel=KernelCollector(self._book), tell=tell)
         sampler = Sampler(sources, append, self._clock, tell)
         for source in sources:
             if isinstance(source.collector, SelfCollector):

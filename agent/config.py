@@ -114,6 +114,54 @@ def _secret(node: Scalar) -> str:
     return parse_path(node.text)
 
 
+def _redis(node: Scalar) -> str:
+    try:
+        parts = urlsplit(node.text)
+        local = parts.scheme == "unix" and not parts.netloc.rpartition("@")[2] and len(parts.path) > 1
+        remote = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+        fine = (local or (remote and re.fullmatch(r"(/\d*)?", parts.path))) and not (parts.query or parts.fragment)
+    except ValueError:
+        fine = False
+    if not fine:
+        shown = node.text.rpartition("@")[2]  # what stands before it may be a password
+        raise ValueError(f'cannot ask Redis at "{shown}": write redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH')
+    if parts.password:
+        raise ValueError(
+            f'cannot use "{parts.hostname or parts.path}" with a password in its URL: password_file names a file'
+        )
+    return node.text
+
+
+def _unit(node: Scalar) -> str:
+    # systemd.unit(5), without globs and without what its commands would read as an option
+    if not re.fullmatch(r"[\w:.\\@][\w:.\\@-]{0,254}", node.text, re.ASCII):
+        raise ValueError(f'cannot watch the unit "{node.text}": write its whole name, such as nginx.service')
+    known = node.text.endswith(_UNIT_KINDS)
+    return node.text if known else f"{node.text}.service"
+
+
+def _probe(node: Scalar) -> str:
+    try:
+        parts = urlsplit(node.text)
+        port = parts.port != 0 and (parts.scheme != "tcp" or parts.port is not None)
+        host = bool(parts.hostname) or (parts.scheme == "dns" and not parts.netloc)
+        path = len(parts.path) > 1 if parts.scheme == "dns" else parts.scheme.startswith("http") or not parts.path
+        fine = parts.scheme in ("icmp", "tcp", "dns", "http", "https") and port and host and path and not parts.username
+    except ValueError:
+        fine = False
+    if not fine or not node.text.isascii() or not node.text.isprintable() or " " in node.text:
+        shown = node.text.rpartition("@")[2]
+        raise ValueError(
+            f'cannot probe "{shown}": write icmp://HOST, tcp://HOST:PORT, dns://SERVER/NAME, dns:///NAME or http://HOST/'
+        )
+    return node.text
+
+
+_UNIT_KINDS = (
+    ".service", ".socket", ".target", ".timer", ".mount", ".automount", ".swap", ".path", ".slice", ".scope", ".device",
+)  # fmt: skip
+
+
 def _route_name(node: Scalar) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", node.text):
         raise ValueError(f'cannot name a route "{node.text}": small letters, digits, _ and - only')
@@ -125,6 +173,9 @@ Http = Annotated[str, _http]
 Address = Annotated[str, _address]
 Secret = Annotated[str, _secret]
 """A file that holds a secret, or the bare name of a systemd credential."""
+RedisUrl = Annotated[str, _redis]
+Unit = Annotated[str, _unit]
+Target = Annotated[str, _probe]
 RouteName = Annotated[str, _route_name]
 Root = Annotated[str, _root]
 Listen = Annotated[str, _listen]
@@ -171,29 +222,61 @@ class Directories:
 @dataclass(frozen=True, slots=True)
 class RedisInstance:
     name: str = _key("the name in labels, rules and backups", "main")
-    url: str = _key("`redis://`, `rediss://` or `unix://`", "redis://127.0.0.1:6379/0")
-    password_file: AbsPath | None = _key("a file holding the password; never written in YAML", None)
+    url: RedisUrl = _key(
+        "`redis://HOST:PORT`, `rediss://HOST:PORT` (TLS) or `unix:///PATH`; an ACL user stands before the host: "
+        "`redis://USER@HOST`",
+        "redis://127.0.0.1:6379/0",
+    )
+    password_file: Secret | None = _key("a file holding the password, or the name of a systemd credential", None)
+    ca_file: AbsPath | None = _key("certificate authorities to trust in place of the host's own", None)
+    cert_file: AbsPath | None = _key("the certificate to show where the server asks for one", None)
+    key_file: AbsPath | None = _key("the key of that certificate", None)
+    interval: Interval | None = _key("how often it is asked; the default is `collect.interval`", None)
+    timeout: Duration = _key("how long one answer may take in all", 2.0)
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.isprintable():
+            raise ValueError(f'cannot name a server "{self.name}"')
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError('cannot show half of a certificate: give "cert_file" and "key_file"')
+        if (self.ca_file or self.cert_file) and not self.url.startswith("rediss://"):
+            raise ValueError(f'cannot use certificates with "{self.url}": TLS is rediss://')
+        if "@" in self.url and self.password_file is None:
+            raise ValueError('cannot sign in with half of it: a user needs a "password_file"')
+        if not 0 < self.timeout <= 60:
+            raise ValueError('cannot use this "timeout": it lies above 0 and ends at 1m')
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     interval: Interval | None = _key("how often the units are asked", 15.0)
-    units: tuple[str, ...] = _key("systemd units whose state is sampled", ())
+    units: tuple[Unit, ...] = _key("systemd units whose state is sampled; a bare name is a service", ())
 
 
 @dataclass(frozen=True, slots=True)
 class Probes:
     interval: Interval | None = _key("how often each target is tried", 30.0)
-    targets: tuple[str, ...] = _key("`icmp://`, `tcp://`, `dns://` or `http://` targets", ())
+    timeout: Duration = _key("how long an answer may take in all", 5.0)
+    targets: tuple[Target, ...] = _key(
+        "`icmp://HOST`, `tcp://HOST:PORT`, `dns://SERVER/NAME` (`dns:///NAME`: the host's own name server), "
+        "`http://HOST/` or `https://HOST/`",
+        (),
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout <= 60:
+            raise ValueError('cannot use this "timeout": it lies above 0 and ends at 1m')
 
 
 @dataclass(frozen=True, slots=True)
 class Textfile:
+    interval: Interval | None = _key("how often the folder is looked at", 15.0)
     directory: AbsPath = _key("a folder of `*.prom` files, node_exporter's convention", "/var/lib/upkeep/textfile")
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
+    interval: Interval | None = _key("how often new rows are read", 60.0)
     database: AbsPath = _key("the evaluation framework's SQLite file", "/var/log/benchmark/metrics.db")
 
 
@@ -209,11 +292,17 @@ class Collect:
     kernel: CollectorConfig | None = _key(
         "trouble in the kernel's log, Xids of GPUs included: the journal, else /dev/kmsg", CollectorConfig
     )
-    redis: tuple[RedisInstance, ...] = _key("Redis servers, through INFO", (), later=True)
+    redis: tuple[RedisInstance, ...] = _key("Redis servers, through INFO", ())
     services: Services | None = _key("systemd units", None, later=True)
     probes: Probes | None = _key("reachability of other hosts", None, later=True)
     textfile: Textfile | None = _key("samples that other programs write to files", None, later=True)
     evaluation: Evaluation | None = _key("the framework's `performance_metrics` table", None, later=True)
+
+    def __post_init__(self) -> None:
+        names = [instance.name for instance in self.redis]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'repeated Redis "{name}": each has a name of its own')
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ from agent.collectors.self_ import Figures, SelfCollector
 from agent.collectors.system import PressureCollector, SystemCollector
 from agent.config import Collect, CollectorConfig
 from agent.model import Reading
+from agent.told import Tell, nobody
 
 __all__ = ["Closing", "Collector", "Figures", "GpuCollector", "KernelCollector", "SelfCollector", "Source", "build"]
 
@@ -70,6 +71,7 @@ def build(
     *,
     gpu: GpuCollector | None = None,
     kernel: KernelCollector | None = None,
+    tell: Tell = nobody,
 ) -> list[Source]:
     """The collectors that a configuration asks for, in the order in which they are read.
 
@@ -81,6 +83,8 @@ def build(
         What else the agent says of itself, such as the store's size.
     gpu, kernel
         Collectors that share what others fill; without them there are none.
+    tell
+        Records the event of a source whose state changes.
     """
     sources: list[Source] = []
 
@@ -104,5 +108,17 @@ def build(
         directories = DirectoriesCollector(config.directories.paths)
         interval_s = config.directories.interval or config.interval
         sources.append(Source(directories, interval_s, deadline_s=directories.longest_s))
+    sources += _configured(config, tell)
     sources.append(Source(SelfCollector(figures), max(config.interval, SLOW_INTERVAL_S), inline=True))
     return sources
+
+
+def _configured(config: Collect, tell: Tell) -> Iterator[Source]:
+    """What runs only where its key is written, and is loaded only then."""
+    if config.redis:
+        from agent.collectors.redis import RedisCollector
+
+        for instance in config.redis:
+            interval_s = instance.interval or config.interval
+            deadline_s = max(instance.timeout, interval_s) + 1.0
+            yield Source(RedisCollector(instance, tell), interval_s, deadline_s=deadline_s)

@@ -34,7 +34,8 @@ LAYERS = (
     ("rules", "agent.promql agent.alerting agent.grouping"),
     (
         "base",
-        "agent.model agent.metrics agent.specs agent.clock agent.timewatch agent.errors agent.located agent.yamlfile "
+        "agent.model agent.metrics agent.told agent.specs agent.clock agent.timewatch agent.errors agent.located "
+        "agent.yamlfile "
         "agent.roots agent.schedule agent.supervisor agent.faultpoint agent.memory agent.procfs agent.fs",
     ),
 )
