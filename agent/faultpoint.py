@@ -19,6 +19,9 @@ Point = Literal[
     "intent_after",
     "unlink_first",
     "unlink_last",
+    "pack_written",
+    "pack_named",
+    "rotate_made",
     "outcome_after",
     "verify_before",
 ]

@@ -13,8 +13,10 @@ from typing import Any, ClassVar, Protocol
 from agent import specs
 from agent.errors import UpkeepError
 from agent.handlers.clean_cache import CleanCache
+from agent.handlers.clean_logs import CleanLogs
 from agent.handlers.notify import Notify
 from agent.handlers.report import Report
+from agent.handlers.rotate_logs import RotateLogs
 from agent.model import Outcome, Plan
 from agent.notifiers import Notifier
 from agent.ops.client import OpsClient
@@ -56,6 +58,8 @@ class Handler(Protocol):
 
 _FACTORIES: Mapping[str, Callable[[Any, Tools], Handler]] = {
     "clean_cache": lambda spec, tools: CleanCache(spec, tools.ops, tools.paused),
+    "clean_logs": lambda spec, tools: CleanLogs(spec, tools.ops, tools.paused),
+    "rotate_logs": lambda spec, tools: RotateLogs(spec, tools.ops, tools.paused),
     "notify": lambda spec, tools: Notify(spec, tools.notifier),
     "report": lambda spec, tools: Report(spec, tools.write_report),
 }

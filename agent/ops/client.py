@@ -8,7 +8,7 @@ import itertools
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
@@ -21,14 +21,20 @@ from agent.ops.policy import Policy
 from agent.ops.protocol import (
     MAX_LINE_BYTES,
     VERSION,
+    Compress,
     Found,
     Hello,
     Item,
     Items,
     Left,
     LeftAlone,
+    Listed,
+    LogFile,
+    Logs,
     Measure,
     Measured,
+    Move,
+    Moves,
     Progress,
     Prune,
     Pruned,
@@ -39,6 +45,9 @@ from agent.ops.protocol import (
     Request,
     Result,
     Results,
+    Rotate,
+    Signal,
+    Signalled,
     Survey,
     Surveyed,
     Use,
@@ -63,6 +72,16 @@ class SurveyResult:
 
     path: str
     items: tuple[Item, ...]
+    left: tuple[Left, ...]
+    totals: Surveyed
+
+
+@dataclass(frozen=True, slots=True)
+class LogsResult:
+    """The logs and archives of a tree, what was left alone (examples), and the totals."""
+
+    path: str
+    files: tuple[LogFile, ...]
     left: tuple[Left, ...]
     totals: Surveyed
 
@@ -208,11 +227,23 @@ class _Talk:
         return reply
 
 
-def _interrupted(items: Sequence[Item], results: Sequence[Result], sent: int, error: str) -> PruneResult:
-    lost = [Result(item.path, "unknown", item.bytes) for item in items[len(results) : sent]]
-    lost += [Result(item.path, "not_reached", item.bytes) for item in items[sent:]]
+def _interrupted(
+    items: Sequence[Item] | Sequence[Move], results: Sequence[Result], sent: int, error: str
+) -> PruneResult:  # fmt: skip
+    lost = [Result(item.path, "unknown", _bytes(item)) for item in items[len(results) : sent]]
+    lost += [Result(item.path, "not_reached", _bytes(item)) for item in items[sent:]]
     removed_bytes = sum(result.bytes for result in results if result.result == "done")
     return PruneResult((*results, *lost), removed_bytes, 0, error)
+
+
+def _bytes(item: Item | Move) -> int:
+    return item.bytes if isinstance(item, Item) else 0
+
+
+def _batches(items: Sequence[Item] | Sequence[Move]) -> Iterator[Items | Moves]:
+    """What is to be changed, as requests."""
+    yield from map(Items, batches(item for item in items if isinstance(item, Item)))
+    yield from map(Moves, batches(move for move in items if isinstance(move, Move)))
 
 
 class OpsClient:
@@ -308,22 +339,70 @@ class OpsClient:
             When they cannot be reached. Once begun, losing them is told in the result instead.
         """
         async with self._talk(path) as talk:
-            await talk.send(Prune(talk.root, talk.way, use, keep_used_within_s, len(items)))
-            await talk.expect(Ready)
-            results: list[Result] = []
-            sent = 0
-            try:
-                for batch in batches(items):
-                    if stop():
-                        raise OpsError("stopped: acting was paused")
-                    sent += len(batch)
-                    await talk.send(Items(batch))
-                    results += (await talk.expect(Results)).results
-                end = await talk.expect(Pruned)
-            except OpsError as error:
-                await self._drop(grace_s=0)
-                return _interrupted(items, results, sent, str(error))
-            return PruneResult(tuple(results), end.bytes_removed, end.bytes_freed)
+            return await self._change(
+                talk, Prune(talk.root, talk.way, use, keep_used_within_s, len(items)), items, stop
+            )
+
+    async def logs(self, path: str, *, limit: int) -> LogsResult:
+        """The logs and archives of the tree at an absolute path. Raises as :meth:`measure`."""
+        async with self._talk(path) as talk:
+            files: list[LogFile] = []
+            left: list[Left] = []
+            await talk.send(Logs(talk.root, talk.way, limit))
+            while not isinstance(reply := await talk.next(), Surveyed):
+                if isinstance(reply, Listed):
+                    files += reply.files
+                elif isinstance(reply, LeftAlone):
+                    left += reply.items
+            return LogsResult(path, tuple(files), tuple(left), reply)
+
+    async def compress(
+        self, path: str, items: Sequence[Item], *, stop: Callable[[], bool] = lambda: False
+    ) -> PruneResult:  # fmt: skip
+        """Put files beneath an absolute path into gzip files beside them. Stops and raises as :meth:`prune`."""
+        async with self._talk(path) as talk:
+            return await self._change(talk, Compress(talk.root, talk.way, len(items)), items, stop)
+
+    async def rotate(
+        self, path: str, moves: Sequence[Move], *, stop: Callable[[], bool] = lambda: False
+    ) -> PruneResult:  # fmt: skip
+        """Rotate logs beneath an absolute path, in this order. Stops and raises as :meth:`prune`."""
+        async with self._talk(path) as talk:
+            return await self._change(talk, Rotate(talk.root, talk.way, len(moves)), moves, stop)
+
+    async def signal(self, path: str, unit: str) -> None:
+        """Have the main process of a unit of the policy open its logs, beneath ``path``, again.
+
+        Raises as :meth:`measure`.
+        """
+        async with self._talk(path) as talk:
+            await talk.send(Signal(unit))
+            await talk.expect(Signalled)
+
+    async def _change(
+        self,
+        talk: _Talk,
+        request: Prune | Compress | Rotate,
+        items: Sequence[Item] | Sequence[Move],
+        stop: Callable[[], bool],
+    ) -> PruneResult:
+        """Announce a change, then bring its items a batch at a time."""
+        await talk.send(request)
+        await talk.expect(Ready)
+        results: list[Result] = []
+        sent = 0
+        try:
+            for batch in _batches(items):
+                if stop():
+                    raise OpsError("stopped: acting was paused")
+                sent += len(batch.items if isinstance(batch, Items) else batch.moves)
+                await talk.send(batch)
+                results += (await talk.expect(Results)).results
+            end = await talk.expect(Pruned)
+        except OpsError as error:
+            await self._drop(grace_s=0)
+            return _interrupted(items, results, sent, str(error))
+        return PruneResult(tuple(results), end.bytes_removed, end.bytes_freed)
 
     async def close(self) -> None:
         """Let the hands go."""

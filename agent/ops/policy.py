@@ -25,6 +25,7 @@ MAX_ROOTS = 256
 LITERAL_BEFORE_GLOB = 3
 
 _GLOB = re.compile(r"[*?]")
+_UNIT = re.compile(r"[A-Za-z0-9:_.@-]{1,200}\.service")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class Limits:
 class Policy:
     """Roots (the only trees that may change), limits, and the uids that may ask (empty: only the hands' own).
 
+    ``units`` are services whose main process may be told (SIGHUP) to open its logs again.
+
     A root is an absolute path of at least two components. Its last component may hold ``*`` and ``?`` after at least
     three literal characters; its folder must then be sticky, as /tmp is, and what is asked for must lie inside a match.
     """
@@ -47,6 +50,7 @@ class Policy:
     roots: tuple[str, ...] = ()
     limits: Limits = Limits()
     peers: tuple[int, ...] = ()
+    units: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """One line that :func:`parse` reads back."""
@@ -114,6 +118,11 @@ def check(policy: Policy) -> list[str]:
     for name, value in dataclasses.asdict(policy.limits).items():
         if value < 1:
             faults.append(f'cannot use "{value}" as limits.{name}: it must be at least 1')
+    faults += [
+        f'cannot use "{quote(os.fsencode(unit))}" as a unit: write a service\'s whole name'
+        for unit in policy.units
+        if not _UNIT.fullmatch(unit)
+    ]
     faults += [f'cannot use "{uid}" as a peer: it is no uid' for uid in policy.peers if not 0 <= uid < 2**32 - 1]
     return faults
 

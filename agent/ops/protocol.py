@@ -1,9 +1,10 @@
 """What the agent and its hands say to each other: one JSON object a line, each a frozen dataclass, strictly read.
 
 A request is ``{"id": 7, "verb": "survey", …fields}``; its answers carry the same id: any number of partial replies and
-one final reply (welcome, measured, surveyed, pruned or refused). The first request is ``hello`` with the version.
-``prune`` announces how many items follow, ``items`` requests with the same id bring them, and each is answered before
-the next is sent: a peer that goes away, or that is told to pause, stops the work between two items.
+one final reply (welcome, measured, surveyed, pruned, signalled or refused). The first request is ``hello`` with the
+version. ``prune`` and ``compress`` announce how many items follow, ``items`` requests with the same id bring them
+(``rotate``: ``moves``), and each is answered before the next is sent: a peer that goes away, or that is told to pause,
+stops the work between two items.
 
 Unknown fields, missing fields, wrong types, repeated keys, NaN and lines over :data:`MAX_LINE_BYTES` are refused.
 
@@ -37,6 +38,7 @@ MAX_ITEMS = 10_000_000
 
 Use = Literal["atime", "mtime"]
 LastUse = Literal["exact", "relatime", "unknown"]
+Step = Literal["shift", "rename", "copytruncate"]
 
 
 class ProtocolError(OpsError):
@@ -64,6 +66,34 @@ class Item:
     inode: int
     mtime_ns: int
     atime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """One log or archive: its quoted path beneath the listed folder, its length, and the rest as :class:`Item`."""
+
+    path: str
+    size_bytes: int
+    bytes: int
+    device: int
+    inode: int
+    mtime_ns: int
+    atime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A log that becomes the archive ``to`` (a quoted name in its own folder), or an archive that gets another number.
+
+    ``rename`` puts a new empty log of the same owner and mode in its place; ``copytruncate`` copies and empties it;
+    ``shift`` is for archives. A log may grow meanwhile, so that its device and inode alone must be what the plan saw.
+    """
+
+    path: str
+    to: str
+    step: Step
+    device: int
+    inode: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +171,46 @@ class Items:
     items: tuple[Item, ...]
 
 
-Request = Hello | Measure | Survey | Prune | Items
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """Which logs and archives lie beneath ``path``? At most ``limit`` are named."""
+
+    root: str
+    path: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compress:
+    """Put ``count`` files that ``items`` requests will name into gzip files beside them."""
+
+    root: str
+    path: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rotate:
+    """Carry out ``count`` moves that ``moves`` requests will name, in their order."""
+
+    root: str
+    path: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    moves: tuple[Move, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Tell the main process of a unit of the policy, with SIGHUP, to open its logs again."""
+
+    unit: str
+
+
+Request = Hello | Measure | Survey | Prune | Items | Logs | Compress | Rotate | Moves | Signal
 
 
 # -- replies ---------------------------------------------------------------------------------------------------------
@@ -193,8 +262,18 @@ class Surveyed:
 
 
 @dataclass(frozen=True, slots=True)
+class Listed:
+    files: tuple[LogFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signalled:
+    """The unit's main process was sent the signal."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
-    """The hands are ready for the next ``items``."""
+    """The hands are ready for the next ``items`` or ``moves``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +283,9 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """The end of a prune. ``bytes_freed`` is what statvfs says, ``bytes_removed`` the sum of the removed files."""
+    """The end of a prune, compression or rotation. ``bytes_freed`` is what statvfs says, ``bytes_removed`` the sum of
+    the removed files, or of what compressed ones became smaller.
+    """
 
     files: int
     bytes_removed: int
@@ -217,7 +298,20 @@ class Refused:
     message: str
 
 
-Reply = Welcome | Progress | Measured | Found | LeftAlone | Surveyed | Ready | Results | Pruned | Refused
+Reply = (
+    Welcome
+    | Progress
+    | Measured
+    | Found
+    | Listed
+    | LeftAlone
+    | Surveyed
+    | Ready
+    | Results
+    | Pruned
+    | Signalled
+    | Refused
+)
 
 _VERBS: Mapping[str, type[Request]] = {cls.__name__.lower(): cls for cls in typing.get_args(Request)}
 _REPLIES: Mapping[str, type[Reply]] = {cls.__name__.lower(): cls for cls in typing.get_args(Reply)}
@@ -425,7 +519,7 @@ def split(path: str) -> tuple[bytes, ...]:
     return parts
 
 
-P = TypeVar("P", Item, Left, Result)
+P = TypeVar("P", Item, LogFile, Move, Left, Result)
 
 
 def batches(things: Iterable[P]) -> Iterator[tuple[P, ...]]:
@@ -433,10 +527,11 @@ def batches(things: Iterable[P]) -> Iterator[tuple[P, ...]]:
     batch: list[P] = []
     characters = 0
     for thing in things:
-        if batch and (len(batch) == MAX_BATCH_ITEMS or characters + len(thing.path) > MAX_BATCH_CHARS):
+        length = len(thing.path) + (len(thing.to) if isinstance(thing, Move) else 0)
+        if batch and (len(batch) == MAX_BATCH_ITEMS or characters + length > MAX_BATCH_CHARS):
             yield tuple(batch)
             batch, characters = [], 0
         batch.append(thing)
-        characters += len(thing.path)
+        characters += length
     if batch:
         yield tuple(batch)

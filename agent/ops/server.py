@@ -18,18 +18,22 @@ from contextlib import contextmanager
 
 from agent.clock import Clock, SystemClock
 from agent.errors import FaultyFilesError
+from agent.ops import logs, tree, verbs
 from agent.ops import policy as policies
-from agent.ops import tree, verbs
 from agent.ops.clockwatch import ClockWatch
 from agent.ops.policy import Policy
 from agent.ops.protocol import (
     MAX_ITEMS,
     MAX_LINE_BYTES,
     VERSION,
+    Compress,
     Hello,
     Item,
     Items,
+    Logs,
     Measure,
+    Move,
+    Moves,
     ProtocolError,
     Prune,
     Ready,
@@ -37,6 +41,9 @@ from agent.ops.protocol import (
     RefusedError,
     Reply,
     Request,
+    Rotate,
+    Signal,
+    Signalled,
     Survey,
     Welcome,
     decode_request,
@@ -65,7 +72,7 @@ class Hands:
         return round(self.clock.wall() * 1e9)
 
     def take_turn(self) -> None:
-        """Count one prune against the hour, or refuse it."""
+        """Count one change against the hour, or refuse it."""
         boot = self.clock.boot()
         while self._pruned_at and boot - self._pruned_at[0] >= HOUR_S:
             self._pruned_at.popleft()
@@ -218,18 +225,25 @@ class Session:
             return
         if not self._greeted:
             raise ProtocolError("cannot answer before hello")
-        if isinstance(request, Items):
-            raise ProtocolError("cannot take items: no prune was begun")
-        if not isinstance(request, Measure):
+        if isinstance(request, Items | Moves):
+            raise ProtocolError("cannot take items: nothing was begun")
+        if isinstance(request, Signal):
+            hands.take_turn()
+            logs.signal_unit(request.unit, hands.policy.units)
+            yield Signalled()
+            return
+        if isinstance(request, Survey | Prune):
             hands.trust_clock()
-            _check_numbers(request)
+        _check_numbers(request)
         with hands.folder(request.root, request.path) as base:
             if isinstance(request, Measure):
                 yield from verbs.measure(base)
             elif isinstance(request, Survey):
                 yield from verbs.survey(base, request, hands.now_ns())
+            elif isinstance(request, Logs):
+                yield from logs.listing(base, request)
             else:
-                yield from self._prune(base, request_id, request)
+                yield from self._change(base, request_id, request)
 
     def _greet(self, request: Hello) -> Reply:
         if request.version != VERSION:
@@ -238,27 +252,42 @@ class Session:
         self._hands.clock_watch.distrust_for(request.distrust_clock_s)
         return Welcome(VERSION, self._hands.policy.roots)
 
-    def _prune(self, base: int, request_id: int, request: Prune) -> Iterator[Reply]:
+    def _change(self, base: int, request_id: int, request: Prune | Compress | Rotate) -> Iterator[Reply]:
         hands, limits = self._hands, self._hands.policy.limits
         if request.count > limits.files_per_action:
             raise RefusedError(
-                "over_file_cap", f"cannot remove {request.count} files at once: {limits.files_per_action}"
+                "over_file_cap", f"cannot change {request.count} files at once: {limits.files_per_action}"
             )
-        if request.use == "atime" and verbs.last_use(base) == "unknown":
+        if isinstance(request, Prune) and request.use == "atime" and verbs.last_use(base) == "unknown":
             raise RefusedError("use_unknown", "cannot tell the last use: this mount keeps no access times")
         hands.take_turn()
         yield Ready()
         caps = verbs.Caps(limits.bytes_per_action, self._gone)
-        yield from verbs.prune(base, request, self._items(request_id, request.count), caps, hands.now_ns)
+        if isinstance(request, Rotate):
+            yield from logs.rotate(base, self._moves(request_id, request.count), caps)
+            return
+        items = self._items(request_id, request.count)
+        if isinstance(request, Compress):
+            yield from logs.compress(base, items, caps)
+        else:
+            yield from verbs.prune(base, request, items, caps, hands.now_ns)
 
     def _items(self, request_id: int, count: int) -> Iterator[tuple[Item, ...]]:
-        """The batches of one prune, exactly as many items as it announced."""
+        """The batches of one change, exactly as many items as it announced."""
         while count > 0:
             found_id, request = decode_request(self._lines.next())
             if found_id != request_id or not isinstance(request, Items) or not 1 <= len(request.items) <= count:
-                raise ProtocolError("cannot go on: expected the items that the prune announced")
+                raise ProtocolError("cannot go on: expected the items that were announced")
             count -= len(request.items)
             yield request.items
+
+    def _moves(self, request_id: int, count: int) -> Iterator[tuple[Move, ...]]:
+        while count > 0:
+            found_id, request = decode_request(self._lines.next())
+            if found_id != request_id or not isinstance(request, Moves) or not 1 <= len(request.moves) <= count:
+                raise ProtocolError("cannot go on: expected the moves that were announced")
+            count -= len(request.moves)
+            yield request.moves
 
     def _gone(self) -> bool:
         return bool(self._poll.poll(0))
@@ -270,20 +299,20 @@ class Session:
             raise _PeerGone from None
 
 
-def _check_numbers(request: Survey | Prune) -> None:
+def _check_numbers(request: Measure | Survey | Prune | Logs | Compress | Rotate) -> None:
     """Refuse what is well formed and makes no sense: a threshold of nothing must never mean everything."""
-    if request.keep_used_within_s < 0:
+    if isinstance(request, Survey | Prune) and request.keep_used_within_s < 0:
         raise RefusedError("bad_request", "cannot use a negative keep_used_within_s")
-    if isinstance(request, Prune):
-        if not 0 <= request.count <= MAX_ITEMS:
-            raise RefusedError("bad_request", f'cannot use "{request.count}" as a count')
+    if isinstance(request, Prune | Compress | Rotate) and not 0 <= request.count <= MAX_ITEMS:
+        raise RefusedError("bad_request", f'cannot use "{request.count}" as a count')
+    if isinstance(request, Survey | Logs) and not 1 <= request.limit <= MAX_ITEMS:
+        raise RefusedError("bad_request", f'cannot use "{request.limit}" as a limit')
+    if not isinstance(request, Survey):
         return
     if request.older_than_s is not None and request.older_than_s <= 0:
         raise RefusedError("bad_request", "cannot use older_than_s: it must be above 0")
     if request.down_to_bytes is not None and request.down_to_bytes <= 0:
         raise RefusedError("bad_request", "cannot use down_to_bytes: it must be above 0")
-    if not 1 <= request.limit <= MAX_ITEMS:
-        raise RefusedError("bad_request", f'cannot use "{request.limit}" as a limit')
 
 
 def serve(sock: socket.socket, policy: Policy, clock: Clock | None = None) -> None:

@@ -48,6 +48,10 @@ _REASONS = {
     errno.ETXTBSY: "open",
     errno.ENXIO: "special_file",
     errno.EROFS: "read_only",
+    errno.ENOSPC: "no_space",
+    errno.EDQUOT: "no_space",
+    errno.EEXIST: "target_exists",
+    errno.ENAMETOOLONG: "bad_path",
 }
 
 
@@ -203,6 +207,36 @@ def lease(fd: int) -> str:
     except OSError as error:
         return "open" if error.errno == errno.EAGAIN else "in_use_unknown"
     return ""
+
+
+def create(directory: int, name: bytes) -> int:
+    """Make a new file in an open directory, for its owner alone; never one that is there, never through a link."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, 0o600, dir_fd=directory)
+
+
+def rename_new(directory: int, name: bytes, to: bytes) -> None:
+    """Rename within a directory, never over what is there."""
+    _renameat2(directory, name, to, _NOREPLACE)
+
+
+def exchange(directory: int, name: bytes, other: bytes) -> None:
+    """Swap two names of a directory in one step."""
+    _renameat2(directory, name, other, _EXCHANGE)
+
+
+_NOREPLACE, _EXCHANGE = 1, 2
+
+
+def _renameat2(directory: int, name: bytes, to: bytes, flags: int) -> None:
+    if _libc.renameat2(directory, name, directory, to, ctypes.c_uint(flags)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), to)
+
+
+def lease_is_whole(fd: int) -> bool:
+    """Whether a lease still stands and nobody waits for it to end."""
+    return fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_WRLCK
 
 
 # -- walking ---------------------------------------------------------------------------------------------------------

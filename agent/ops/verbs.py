@@ -1,4 +1,5 @@
 """What the hands can be asked to do. Each verb is a generator of replies; only :func:`prune` changes anything.
+The verbs for logs are in :mod:`agent.ops.logs`.
 
 How old is a file
     ``use: atime``: its last use is the later of atime and mtime. ``use: mtime``: its mtime. The change time is never
@@ -100,7 +101,7 @@ def last_use(base: int) -> LastUse:
     return "relatime" if flags & _ST_RELATIME else "exact"
 
 
-class _Sizes:
+class Sizes:
     """Blocks on disk of a tree, each inode once: a second name of a file adds nothing."""
 
     def __init__(self, base: int) -> None:
@@ -122,7 +123,7 @@ class _Sizes:
         self.files += stat.S_ISREG(status.st_mode)
 
 
-class _LeftAlone:
+class LeftTally:
     """Counts what is left alone by reason and keeps a few examples of each."""
 
     def __init__(self) -> None:
@@ -140,7 +141,7 @@ class _LeftAlone:
         return tuple(Tally(reason, count, self._bytes[reason]) for reason, count in sorted(self._counts.items()))
 
 
-def _walk(base: int) -> Iterator[tree.Entry | Progress]:
+def walked(base: int) -> Iterator[tree.Entry | Progress]:
     """The tree's entries, with a sign of life about once a second."""
     spoken = time.monotonic()
     with contextlib.closing(tree.walk(base, MAX_ENTRIES)) as entries:
@@ -153,8 +154,8 @@ def _walk(base: int) -> Iterator[tree.Entry | Progress]:
 
 def measure(base: int) -> Iterator[Reply]:
     """The size of a tree."""
-    sizes = _Sizes(base)
-    for entry in _walk(base):
+    sizes = Sizes(base)
+    for entry in walked(base):
         if isinstance(entry, Progress):
             yield entry
         else:
@@ -201,8 +202,8 @@ def survey(base: int, request: Survey, now_ns: int) -> Iterator[Reply]:
     """
     known = last_use(base)
     rule = Rule(request.use, request.keep_used_within_s, os.fstat(base).st_dev, now_ns)
-    sizes, left, oldest = _Sizes(base), _LeftAlone(), _Oldest(request.limit)
-    for entry in _walk(base):
+    sizes, left, oldest = Sizes(base), LeftTally(), _Oldest(request.limit)
+    for entry in walked(base):
         if isinstance(entry, Progress):
             yield entry
             continue
@@ -228,7 +229,7 @@ def survey(base: int, request: Survey, now_ns: int) -> Iterator[Reply]:
 
 
 def _choose(
-    base: int, request: Survey, rule: Rule, candidates: Sequence[_Candidate], size_bytes: int, left: _LeftAlone
+    base: int, request: Survey, rule: Rule, candidates: Sequence[_Candidate], size_bytes: int, left: LeftTally
 ) -> Iterator[Item]:
     oldest_kept_ns = rule.now_ns - (request.older_than_s or 0) * _NS
     for used_ns, path, blocks_bytes, inode, mtime_ns, atime_ns in candidates:
@@ -263,7 +264,7 @@ def prune(
 
     Stops before the next item when the peer goes away. Items over the policy's bytes are left as ``over_byte_cap``.
     """
-    free_before = _free_bytes(base)
+    free_before = free_bytes(base)
     device = os.fstat(base).st_dev
     removed, removed_bytes = 0, 0
     for items in requested:
@@ -281,7 +282,7 @@ def prune(
         yield Results(tuple(results))
     if removed:
         faultpoint.reach("unlink_last", kill_parent=True)
-    yield Pruned(removed, removed_bytes, _freed(base, free_before, removed_bytes))
+    yield Pruned(removed, removed_bytes, freed(base, free_before, removed_bytes))
 
 
 def _act(base: int, item: Item, rule: Rule, *, room_bytes: int | None) -> tuple[str, int]:
@@ -341,16 +342,17 @@ def _still(status: os.stat_result, item: Item, rule: Rule) -> str:
     return rule.reason_to_keep(status)
 
 
-def _free_bytes(base: int) -> int:
+def free_bytes(base: int) -> int:
+    """What is free on the file system of an open folder, for root."""
     free = os.fstatvfs(base)
     return free.f_bfree * free.f_frsize
 
 
-def _freed(base: int, before: int, removed_bytes: int) -> int:
+def freed(base: int, before: int, removed_bytes: int) -> int:
     """What the file system gained; other writers count too, so it may be less, or negative."""
     deadline = time.monotonic() + SETTLE_S
     while True:
-        freed = _free_bytes(base) - before
+        freed = free_bytes(base) - before
         if freed >= removed_bytes or time.monotonic() >= deadline:
             return freed
         time.sleep(0.05)

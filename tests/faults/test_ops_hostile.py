@@ -132,6 +132,7 @@ def wordly(house: House) -> st.SearchStrategy[dict[str, object]]:
         "keep_used_within_s": numbers,
         "older_than_s": st.none() | numbers,
         "down_to_bytes": st.none() | st.sampled_from([0, 1, -1, 1 << 40]),
+        "unit": st.sampled_from(["", "ssh.service", "-H", "a.service b.service"]),
         "limit": st.sampled_from([0, 1, 10, 1 << 62]),
         "count": st.sampled_from([0, 1, 2, 9, 1 << 40]),
     }
@@ -140,6 +141,10 @@ def wordly(house: House) -> st.SearchStrategy[dict[str, object]]:
         "measure": ["root", "path"],
         "survey": ["root", "path", "older_than_s", "down_to_bytes", "use", "keep_used_within_s", "limit"],
         "prune": ["root", "path", "use", "keep_used_within_s", "count"],
+        "logs": ["root", "path", "limit"],
+        "compress": ["root", "path", "count"],
+        "rotate": ["root", "path", "count"],
+        "signal": ["unit"],
     }
     fields |= {"version": st.sampled_from([1, 1, 1, 0, 2]), "distrust_clock_s": st.sampled_from([0.0, 0, -1e9])}
     asked = st.sampled_from(sorted(verbs)).flatmap(

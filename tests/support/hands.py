@@ -32,6 +32,7 @@ from agent.ops.protocol import (
     Reply,
     Request,
     Results,
+    Signalled,
     Survey,
     Surveyed,
     Use,
@@ -43,7 +44,7 @@ from agent.ops.protocol import (
 from agent.ops.server import serve
 
 DAY_S = 86400.0
-FINAL = (Welcome, Measured, Surveyed, Pruned, Refused, Ready)
+FINAL = (Welcome, Measured, Surveyed, Pruned, Signalled, Refused, Ready)
 
 
 class Peer:
