@@ -185,6 +185,7 @@ class Agent:
             run_job=self.parts.calendar.begin_now,
             reload=self.reload,
             wake=self.parts.dispatch.wake,
+            forget=self.parts.store.forget,
             state_dir=self.state_dir,
         )
 

@@ -219,6 +219,11 @@ def _keeping_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     state.add_argument(
         "--configuration", metavar="DIR", help="restore: write the saved configuration there, and nothing else"
     )
+    forget = _json(
+        _add(commands, "forget", "forget:run", "erase the stored lines of a pattern; without --yes, say which these are")
+    )
+    forget.add_argument("--pattern", required=True, metavar="NAME", help="the pattern's name")
+    forget.add_argument("--yes", action="store_true", help="erase them")
     export = _add(commands, "export", "export:run", "samples as OpenMetrics text or CSV")
     export.add_argument(
         "selectors", nargs="*", metavar="SELECTOR", help="such as 'node_load1' or '{job=\"x\"}'; none: all"

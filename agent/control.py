@@ -25,6 +25,7 @@ from agent.errors import StoreError, UpkeepError
 from agent.model import Action, ActionStatus, Mode, done_by_person
 from agent.silencing import check_every, parse_matchers
 from agent.store import Ledger, Silence
+from agent.store.forget import Forgotten
 
 MAX_LINE_BYTES = 64 * 1024
 DEADLINE_S = 10.0
@@ -46,6 +47,8 @@ class Controls:
         Reads configuration and rules again; returns why it was refused, or nothing.
     wake
         Tells dispatch that something waits.
+    forget
+        Erases the stored lines of a pattern.
     state_dir
         Where the brakes are that are files.
     """
@@ -59,6 +62,7 @@ class Controls:
         run_job: Callable[[str, str], Awaitable[list[Action]]],
         reload: Callable[[], Awaitable[str]],
         wake: Callable[[], None],
+        forget: Callable[[str], Awaitable[Forgotten]],
         state_dir: Path,
     ) -> None:
         self._ledger = ledger
@@ -67,6 +71,7 @@ class Controls:
         self._run_job = run_job
         self._reload = reload
         self._wake = wake
+        self._forget = forget
         self._state_dir = state_dir
 
     async def silence_add(self, who: str, matchers: str, for_s: float, every: str, why: str) -> object:
@@ -128,6 +133,13 @@ class Controls:
             await self._carry_out(action)
         return {"actions": len(asked)}
 
+    async def forget(self, who: str, pattern: str) -> object:
+        """Erase the stored lines of a pattern; the ledger says who did and how many, not what they said."""
+        done = await self._forget(pattern)
+        text = f'erased {done.events} stored lines of pattern "{pattern}"'
+        await self._ledger.commit_alerts([], [done_by_person("forget", text, who, self._clock.wall())])
+        return {**dataclasses.asdict(done), "captured": sorted(done.captured)}
+
     async def state_accept(self, who: str) -> object:
         """End the observing that began with a restore; the ledger says who did."""
         if not inhibit.observing(self._state_dir):
@@ -155,6 +167,7 @@ VERBS = (
     "job_run",
     "reload",
     "state_accept",
+    "forget",
 )
 
 

@@ -13,6 +13,7 @@ from agent.model import Event, Severity, make_labels
 from agent.store.cap import first_start, remember
 from agent.store.copies import FORWARD_KEPT_S, Copies, ledger_copies
 from agent.store.database import LEDGER, METRICS, Database, StateLock
+from agent.store.forget import Forgotten, forget
 from agent.store.ledger import Ledger
 from agent.store.metrics import Metrics
 from agent.store.retention import DAY_S, Retention, file_bytes, ledger_share, used_bytes
@@ -109,6 +110,11 @@ class Store:
         await self.metrics.maintain(at, beside_bytes=await file_bytes(ledger) + self.copies.bytes())
         ledger.restore_ballast()
         await self._tell()
+
+    async def forget(self, pattern: str) -> Forgotten:
+        """Erase the stored lines of a pattern from both files; see :func:`agent.store.forget.forget`."""
+        metrics, ledger = self._files
+        return await forget(metrics, ledger, pattern)
 
     async def _tell(self) -> None:
         try:

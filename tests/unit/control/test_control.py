@@ -99,6 +99,7 @@ def play(folder: Path, scene: Callable[[Bench, Controls], Awaitable[None]]) -> N
                 run_job=run_job,
                 reload=reload,
                 wake=made.dispatch.wake,
+                forget=made.store.forget,
                 state_dir=folder,
             )
             await scene(made, controls)
