@@ -197,6 +197,11 @@ class CollectorConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SeldomConfig:
+    interval: Interval | None = _key("how often it runs, in place of the pace named above", None)
+
+
+@dataclass(frozen=True, slots=True)
 class Gpu:
     interval: Interval | None = _key("how often the GPUs are read; the default is `collect.interval`", None)
     xid_file: AbsPath | None = _key(
@@ -287,6 +292,18 @@ class Collect:
     filesystem: CollectorConfig | None = _key("size, free space and inodes of each mount", CollectorConfig)
     disk: CollectorConfig | None = _key("reads, writes and busy time of each block device", CollectorConfig)
     network: CollectorConfig | None = _key("bytes, packets, errors and drops of each interface", CollectorConfig)
+    hardware: SeldomConfig | None = _key(
+        "the clock's synchronisation, temperatures, clocks of processors, software RAID; every minute", SeldomConfig
+    )
+    cgroups: SeldomConfig | None = _key(
+        "memory, limits and OOM kills of units and containers (cgroup v2); every 30s", SeldomConfig
+    )
+    processes: SeldomConfig | None = _key(
+        "the programs that use most processor time and memory, by name; every 30s", SeldomConfig
+    )
+    updates: SeldomConfig | None = _key(
+        "packages that have an update, and whether a reboot is due (apt); every hour", SeldomConfig
+    )
     directories: Directories | None = _key("sizes of whole trees", Directories)
     gpu: Gpu | None = _key("GPUs through NVML, in a process of its own", Gpu)
     kernel: CollectorConfig | None = _key(

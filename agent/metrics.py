@@ -43,6 +43,9 @@ SOURCES: Mapping[str, str] = {
     "network": "/proc/net/dev, /proc/net/snmp, /proc/net/sockstat, /proc/sys/net/netfilter, /sys/class/net",
     "hardware": "adjtimex, /sys/class/hwmon, cpufreq, /proc/mdstat",
     "services": "one batched `systemctl show`",
+    "cgroups": "memory.current, memory.max and memory.events of cgroup v2",
+    "processes": "/proc/PID/stat of every process",
+    "updates": "`apt-get --simulate`, /run/reboot-required, /boot",
     "probes": "TCP, ICMP, DNS and HTTP probes",
     "textfile": "`*.prom` files",
     "gpu": "NVML, in a process of its own, /proc/driver/nvidia",
@@ -52,7 +55,7 @@ SOURCES: Mapping[str, str] = {
     "logs": "the log tailer",
     "evaluation": "the evaluation framework's `performance_metrics` table and the monthly baseline",
     "backups": "the ledger",
-    "audit": "the security audit and apt",
+    "audit": "the security audit",
     "self": "the agent itself",
 }
 """Each family of collectors, and what it reads."""
@@ -213,11 +216,33 @@ def _hardware() -> Iterator[Metric]:
     yield gauge("node_cpu_scaling_frequency_hertz", "hertz", "Clock of each processor.", "cpu")
     yield Metric("node_timex_sync_status", "gauge", "", "1 where the clock is kept in step.", "hardware", (), 0.0, 1.0)
     yield gauge("node_timex_offset_seconds", "seconds", "How far the clock is off its reference.", low=None)
+    yield gauge("node_timex_maxerror_seconds", "seconds", "How far the clock may be off at most.")
     yield gauge("node_md_disks", "", "Disks of a RAID in each state.", "device", "state")
     yield gauge("node_md_disks_required", "", "Disks that a RAID should have.", "device")
     yield gauge("node_md_state", "", "1 for the state a RAID is in.", "device", "state")
     yield gauge("node_hwmon_temp_celsius", "celsius", "Temperature at a sensor.", "chip", "sensor", low=None)
     yield gauge("node_hwmon_temp_max_celsius", "celsius", "The sensor's own upper limit.", "chip", "sensor", low=None)
+    words = "Temperature at which the sensor calls it critical."
+    yield gauge("node_hwmon_temp_crit_celsius", "celsius", words, "chip", "sensor", low=None)
+
+
+def _loads() -> Iterator[Metric]:
+    def metric(name: str, kind: MetricType, unit: str, words: str, source: str, *labels: str) -> Metric:
+        return Metric(name, kind, unit, words, source, labels)
+
+    words = "Memory of a unit or container, its cache included."
+    yield metric("container_memory_usage_bytes", "gauge", "bytes", words, "cgroups", "id")
+    words = "What it may hold at most; absent where there is no limit. In a container `/` is the container."
+    yield metric("container_spec_memory_limit_bytes", "gauge", "bytes", words, "cgroups", "id")
+    words = "Processes in it killed because memory ran out."
+    yield metric("container_oom_events_total", "counter", "", words, "cgroups", "id")
+    words = "Processor time of all processes of a name since the agent started; only of those that use most."
+    labels = ("groupname", "mode")
+    yield metric("namedprocess_namegroup_cpu_seconds_total", "counter", "seconds", words, "processes", *labels)
+    words = "Memory of all processes of a name; what they share counts for each."
+    labels = ("groupname", "memtype")
+    yield metric("namedprocess_namegroup_memory_bytes", "gauge", "bytes", words, "processes", *labels)
+    yield metric("namedprocess_namegroup_num_procs", "gauge", "", "Processes of a name.", "processes", "groupname")
 
 
 def _watched() -> Iterator[Metric]:
@@ -385,8 +410,9 @@ def _records() -> Iterator[Metric]:
     yield gauge("redis_backups_verified", "", "Backups that were restored and compared.", "backups", "name")
     yield gauge("security_audit_score", "", "Score of the last audit, 100 at best.", "audit", high=100.0)
     yield gauge("security_audit_findings", "", "Findings of the last audit.", "audit", "severity")
-    yield gauge("apt_upgrades_pending", "", "Packages that have an update.", "audit", "kind")
-    yield gauge("node_reboot_required", "", "1 where an update waits for a reboot.", "audit", high=1.0)
+    words = "Packages that have an update, of kind `security` and `other`."
+    yield gauge("apt_upgrades_pending", "", words, "updates", "kind")
+    yield gauge("node_reboot_required", "", "1 where an update waits for a reboot.", "updates", high=1.0)
 
 
 def _self() -> Iterator[Metric]:
@@ -431,6 +457,7 @@ METRICS: Mapping[str, Metric] = {
         _disk,
         _network,
         _hardware,
+        _loads,
         _watched,
         _gpu,
         _gpu_ours,

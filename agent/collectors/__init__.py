@@ -6,14 +6,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from agent.collectors.cgroups import CgroupsCollector
 from agent.collectors.directories import DirectoriesCollector
 from agent.collectors.disk import DiskCollector
 from agent.collectors.filesystem import LocalFilesystems, RemoteFilesystems
 from agent.collectors.gpu import GpuCollector
+from agent.collectors.hardware import HardwareCollector
 from agent.collectors.kernel import KernelCollector
 from agent.collectors.network import LinksCollector, NetworkCollector
+from agent.collectors.processes import ProcessesCollector
 from agent.collectors.self_ import Figures, SelfCollector
 from agent.collectors.system import PressureCollector, SystemCollector
+from agent.collectors.updates import DEADLINE_S, UpdatesCollector
 from agent.config import Collect, CollectorConfig
 from agent.model import Reading
 from agent.told import Tell, nobody
@@ -61,6 +65,9 @@ SLOW_INTERVAL_S = 10.0
 own figures, and file systems that are asked through a child."""
 
 
+PATIENCE_S = DEADLINE_S + 1.0
+"""For what is looked through as a whole and seldom: each has deadlines of its own, the longest is that of apt."""
+
 GPU_DEADLINE_S = 15.0
 """The collector answers within its probe's deadline; this is for a probe that cannot even be started."""
 
@@ -100,6 +107,14 @@ def build(
     add(config.filesystem, LocalFilesystems(), RemoteFilesystems())
     add(config.disk, DiskCollector())
     add(config.network, NetworkCollector(), LinksCollector(), inline=True)
+    for key, slow, interval_s in (
+        (config.hardware, HardwareCollector(), 60.0),
+        (config.cgroups, CgroupsCollector(), 30.0),
+        (config.processes, ProcessesCollector(), 30.0),
+        (config.updates, UpdatesCollector(), 3600.0),
+    ):
+        if key is not None:
+            sources.append(Source(slow, key.interval or interval_s, deadline_s=PATIENCE_S))
     if config.kernel is not None and kernel is not None:
         sources.append(Source(kernel, config.kernel.interval or config.interval, inline=True))
     if config.gpu is not None and gpu is not None:

@@ -70,8 +70,14 @@ def parse_mounts(raw: bytes) -> tuple[Mount, ...]:
     return tuple(
         Mount(device, path, kind, _cannot_hang(kind) and not any(_below(path, other) for other in hanging))
         for device, path, kind in dict.fromkeys(named)
-        if not _KIND_LEFT_OUT.search(kind) and not _POINT_LEFT_OUT.search(path)
+        if not _left_out(path, kind)
     )
+
+
+def _left_out(path: str, kind: str) -> bool:
+    if path == "/":
+        return kind in ("rootfs", "squashfs")  # in a container the root is an overlay, and the only one that matters
+    return bool(_KIND_LEFT_OUT.search(kind) or _POINT_LEFT_OUT.search(path))
 
 
 def _unescape(path: bytes) -> str:

@@ -39,6 +39,16 @@ def test_a_remote_root_makes_all_below_it_remote() -> None:
     assert [mount.local for mount in mounts] == [False, False]
 
 
+def test_in_a_container_the_root_is_an_overlay_and_is_measured() -> None:
+    [root] = parse_mounts(
+        b"overlay / overlay rw,lowerdir=/l,upperdir=/u,workdir=/w 0 0\n"
+        b"overlay /var/lib/docker/overlay2/ab12/merged overlay rw 0 0\n"
+        b"overlay /opt/merged overlay rw 0 0\n"
+    )
+    assert (root.device, root.path, root.kind, root.local) == ("overlay", "/", "overlay", True)
+    assert parse_mounts(b"rootfs / rootfs rw 0 0\n/dev/sda1 / ext4 rw 0 0\n")[0].device == "/dev/sda1"
+
+
 def test_the_captured_mounts() -> None:
     mounts = parse_mounts((PROC / "vm" / "mounts").read_bytes())
     assert [(mount.path, mount.kind, mount.local) for mount in mounts] == [
