@@ -11,10 +11,14 @@ caller decides when that position holds.
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import gzip
 import os
 import re
 import stat
+import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -29,6 +33,9 @@ BLOCK_BYTES = 256 * 1024
 
 DRAIN_S = 300.0
 """A renamed file is held until it has been still this long."""
+IDLE_NS = 3600 * 1_000_000_000
+"""A file that was read to its end and not written for this long is not held: only what nobody has open is compressed
+or removed by those who care for logs, Upkeep among them."""
 DRAIN_DELETED_S = 10.0
 """A deleted one shorter: holding it keeps its space from being freed."""
 SETTLED_NS = 2_000_000_000
@@ -36,6 +43,10 @@ SETTLED_NS = 2_000_000_000
 MOST_OPEN = 512
 MOST_PAST = 8
 MOST_SIBLINGS = 256
+MOST_UNPACKED_BYTES = 256 * 1024 * 1024
+"""What is read of a compressed file's unread end; more is a gap."""
+MOST_PACKED_BYTES = 4 * 1024**3
+"""How far a compressed file is unpacked to find the place."""
 
 _COMPRESSED_NAMES = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".Z")
 _COMPRESSED_HEADS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
@@ -136,6 +147,8 @@ class Tail:
     """Length of the unfinished line at the end."""
     peeked_bytes: int = 0
     """How much of it has already been looked at without success."""
+    idle: bool = False
+    """Closed because all of it was read long ago: when it goes, nothing is missing."""
 
 
 def read_block(fd: int, at: Position, buffer: bytearray, *, flush: bool = False) -> Block | None:
@@ -388,6 +401,7 @@ class Tailer:
                 changed.append(tail)
         for path in [path for path in self._paths if path not in paths]:
             self._leave(path, boot)
+        self._close_idle()
         self._find_lost(boot)
         self._known_globs.update(self._globs)
         return self.draining() + [tail for tail in changed if tail.path is not None]
@@ -472,7 +486,9 @@ class Tailer:
         if os.path.islink(path):
             self._links[os.path.realpath(path)] = tail
         self._refused.pop(path, None)
-        if len(self._open_tails) < self._most_open:
+        if len(self._open_tails) < self._most_open and not (
+            tail.idle and (info.st_size, info.st_mtime_ns) == tail.seen
+        ):
             self._open(tail, boot)  # held from now on, a rename or a deletion takes nothing away
         if tail.fd >= 0 and (info.st_size, info.st_mtime_ns) != tail.seen and not fits(tail.fd, tail.position):
             self._restart(tail, boot, "truncated")
@@ -570,8 +586,11 @@ class Tailer:
         for tail in lost:
             if tail.path is not None or tail.past:
                 continue
-            if self._reopen_beside(tail):
+            if self._reopen_beside(tail) or self._unpack_beside(tail, tail.position) is not None:
                 tail.grew_at = boot
+                continue
+            if tail.idle:
+                tail.past = True
                 continue
             self._notices.append(Notice("gap", tail.origin, "it went away while it was not open; its end is unread"))
             tail.past = True
@@ -598,9 +617,41 @@ class Tailer:
         """The file was emptied under us: find its old end in a copy, count the gap, begin anew."""
         old = tail.position
         ending = self._adopt_copy(tail, boot)
-        self._notices.append(Notice("gap", tail.origin, f"{reason} after {old.offset} bytes were read; {ending}"))
+        if not (tail.idle and reason == "replaced"):
+            self._notices.append(Notice("gap", tail.origin, f"{reason} after {old.offset} bytes were read; {ending}"))
         tail.position = Position(*old.key)
-        tail.grew_at, tail.held_bytes = boot, 0
+        tail.grew_at, tail.held_bytes, tail.idle = boot, 0, False
+
+    def _close_idle(self) -> None:
+        """Let go of what has long been read and still."""
+        for tail in list(self._open_tails):
+            if tail.path is None or tail.held_bytes or tail.seen[0] != tail.position.offset:
+                continue
+            info = os.fstat(tail.fd)
+            if (info.st_size, info.st_mtime_ns) == tail.seen and time_ns() - info.st_mtime_ns > IDLE_NS:
+                self._close(tail)
+                tail.idle = True
+
+    def _unpack_beside(self, tail: Tail, at: Position) -> Tail | None:
+        """Read on in the ``.gz`` that was made of a file before it was read to its end."""
+        if not at.head_bytes:
+            return None
+        for path, info in _siblings(tail.origin, packed=True):
+            key = info.st_dev, info.st_ino
+            if self._tails.get(key, tail) is not tail or not _are_related(tail.origin, path):
+                continue
+            fd = unpack_rest(path, at)
+            if fd < 0:
+                continue
+            if tail.position is at and tail.path is None:
+                self._remove(tail)
+            else:
+                tail = Tail(tail.origin, at)
+            tail.position = replace(at, device=key[0], inode=key[1])
+            self._add(tail)
+            self._hold(tail, fd)
+            return tail
+        return None
 
     def _adopt_copy(self, tail: Tail, boot: float) -> str:
         for path, info in _siblings(tail.origin):
@@ -614,6 +665,10 @@ class Tailer:
                 return f"its end is read from {os.path.basename(path)}"
             if info.st_size < at.offset and _are_related(tail.origin, path):
                 self._remember_shorter_copy(tail.origin, path, at, info.st_size)
+        unpacked = self._unpack_beside(Tail(tail.origin, tail.position, path=tail.path), tail.position)
+        if unpacked is not None:
+            unpacked.grew_at = boot
+            return "its end is read from its .gz"
         return "no copy holds its end"
 
     def _remember_shorter_copy(self, origin: str, path: str, at: Position, size: int) -> None:
@@ -646,6 +701,7 @@ class Tailer:
         self._hold(tail, fd)
         if not fits(fd, tail.position):
             self._restart(tail, boot, "replaced")
+        tail.idle = False
         return True
 
     def _hold(self, tail: Tail, fd: int) -> None:
@@ -698,14 +754,52 @@ def _are_related(one: str, other: str) -> bool:
     )
 
 
-def _siblings(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Regular, uncompressed files in the folder of a file, newest first."""
+def unpack_rest(path: str, at: Position) -> int:
+    """What a ``.gz`` holds from ``at`` on, as a file in which it lies at its own place; -1 if it is not of that file.
+
+    The file has no name, and between its head and the bytes before ``at`` a hole. More than
+    :data:`MOST_UNPACKED_BYTES`, or what a cut archive breaks off, is not there.
+    """
+    try:
+        with open(open_regular(path), "rb") as raw, gzip.GzipFile(fileobj=raw) as file:
+            head = file.read(max(at.head_bytes, 1))
+            if digest(head) != at.head or at.offset > MOST_PACKED_BYTES:
+                return -1
+            before = min(at.offset, WINDOW_BYTES)
+            file.seek(at.offset - before)
+            window = file.read(before)
+            if len(window) < before or (before and digest(window) != at.window):
+                return -1
+            return _with_hole(head, window, file, at.offset)
+    except (OSError, EOFError, zlib.error):
+        return -1
+
+
+def _with_hole(head: bytes, window: bytes, rest: gzip.GzipFile, offset: int) -> int:
+    with tempfile.TemporaryFile() as made:
+        made.write(head)
+        made.seek(offset - len(window))
+        made.write(window)
+        left = MOST_UNPACKED_BYTES
+        with contextlib.suppress(EOFError, zlib.error, gzip.BadGzipFile):
+            while left > 0 and (data := rest.read(min(BLOCK_BYTES, left))):
+                made.write(data)
+                left -= len(data)
+        made.flush()
+        return os.dup(made.fileno())
+
+
+def _siblings(path: str, *, packed: bool = False) -> Iterator[tuple[str, os.stat_result]]:
+    """Regular files in the folder of a file, newest first: the plain ones, or those of gzip."""
     folder = os.path.dirname(os.path.realpath(path))
     found: list[tuple[str, os.stat_result]] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_file(follow_symlinks=False) and not entry.name.endswith(_COMPRESSED_NAMES):
+                name = entry.name
+                if entry.is_file(follow_symlinks=False) and (
+                    name.endswith(".gz") if packed else not name.endswith(_COMPRESSED_NAMES)
+                ):
                     found.append((entry.path, entry.stat(follow_symlinks=False)))
     except OSError:
         return
