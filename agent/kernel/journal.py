@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
@@ -15,12 +14,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agent.clock import Clock
+from agent.journal import COMMAND, follow
 
 KMSG = "/dev/kmsg"
 JOURNALD = "/run/systemd/journal/socket"
 _KMSG_BYTES = 8192  # the kernel hands out one record a read, and refuses a buffer that is too small for it
-_LINE_BYTES = 1 << 20
-_FIELDS = "MESSAGE,__CURSOR,__REALTIME_TIMESTAMP"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,43 +63,14 @@ class Silence:
 class Journal:
     """``journalctl``, followed."""
 
-    def __init__(self, command: Sequence[str] = ("journalctl",)) -> None:
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = command
 
     async def lines(self, after: str) -> AsyncIterator[Line]:
         where = ["--after-cursor", after] if after else ["--no-tail"]
-        child = await asyncio.create_subprocess_exec(
-            *self._command,
-            *("-k", "-b", "-o", "json", f"--output-fields={_FIELDS}", "--follow", "--quiet", "--no-pager", *where),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            limit=_LINE_BYTES,
-        )
-        assert child.stdout is not None
-        try:
-            while raw := await child.stdout.readline():
-                if (line := parse_entry(raw)) is not None:
-                    yield line
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            await child.wait()
-
-
-def parse_entry(raw: bytes) -> Line | None:
-    """One entry of ``journalctl -o json``; None for what is no message.
-
-    A message that is not UTF-8 comes as a list of bytes, one that is too long as null.
-    """
-    try:
-        entry = json.loads(raw)
-        message, at = entry["MESSAGE"], int(entry["__REALTIME_TIMESTAMP"]) / 1e6
-        text = bytes(message).decode("utf-8", "replace") if isinstance(message, list) else message
-        position = entry["__CURSOR"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return Line(text, at, position) if isinstance(text, str) and isinstance(position, str) else None
+        async with contextlib.aclosing(follow(("-k", "-b"), where, self._command)) as entries:
+            async for entry in entries:
+                yield Line(entry.text, entry.at, entry.cursor)
 
 
 class Kmsg:

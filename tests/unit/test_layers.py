@@ -14,16 +14,16 @@ LAYERS = (
     ("app", "agent.app agent.control"),
     (
         "runners",
-        "agent.sampler agent.kernelwatch agent.engine agent.guards agent.silencing agent.dispatch agent.calendar "
-        "agent.logwatch.runner "
+        "agent.sampler agent.kernelwatch agent.journalwatch agent.engine agent.guards agent.silencing agent.dispatch "
+        "agent.calendar agent.logwatch.runner "
         "agent.routing agent.serve agent.ruletest agent.backtest",
     ),
     ("plug-ins", "agent.collectors agent.handlers agent.notifiers"),
     ("reports", "reports"),
     (
         "edges",
-        "agent.store agent.ops agent.gpu agent.kernel agent.redis agent.objectstore agent.mail agent.process "
-        "agent.systemd "
+        "agent.store agent.ops agent.gpu agent.kernel agent.journal agent.redis agent.objectstore agent.mail "
+        "agent.process agent.systemd "
         "agent.inhibit agent.secret agent.aside agent.web agent.spool agent.logwatch.tailer agent.logwatch.history "
         "agent.logwatch.cut",
     ),

@@ -17,8 +17,9 @@ import pytest
 
 from agent.clock import ManualClock, SystemClock
 from agent.errors import StoreError
+from agent.journal import parse_entry
 from agent.kernel.book import Book
-from agent.kernel.journal import Journal, Kmsg, Line, Silence, find_source, parse_entry, parse_record
+from agent.kernel.journal import Journal, Kmsg, Line, Silence, find_source, parse_record
 from agent.kernelwatch import KEY, KernelWatch, restored
 from agent.model import Event, Reading
 
