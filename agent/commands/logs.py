@@ -16,6 +16,8 @@ from agent.logwatch.patterns import compile_patterns
 
 TOP_LINES = 5
 LINE_LENGTH = 100
+DAYS = 31
+"""Of the summary by day, on a terminal; ``--json`` has all."""
 
 
 def run(arguments: Namespace) -> int:
@@ -47,6 +49,7 @@ def _facts(summary: Summary) -> dict[str, object]:
         "lines": summary.lines,
         "bytes": summary.bytes,
         "unreadable": summary.unreadable,
+        "days": {day: dict(summary.days[day]) for day in sorted(summary.days)},
         "patterns": [
             {
                 "pattern": each.pattern,
@@ -69,5 +72,9 @@ def _print(summary: Summary) -> None:
                 print(f"  {word:>8}  {found.path}:{found.line}: {found.text[:LINE_LENGTH]}")
         for line, count in each.top(TOP_LINES):
             print(f"  {count:>8}  {line[:LINE_LENGTH]}")
+    if summary.days:
+        print("\nby day")
+        for day in sorted(summary.days)[-DAYS:]:
+            print(f"  {day}  " + ", ".join(f"{name} {count}" for name, count in summary.days[day].most_common()))
     for path, why in summary.unreadable.items():
         print(f'cannot read "{path}" to its end: {why}', file=sys.stderr)
