@@ -134,15 +134,18 @@ class Agent:
         Where its configuration, its state, its logs (``log/``) and its own output go.
     config, rules
         YAML that is added to the configuration; the text of a rule file.
+    collect
+        What is added to the key ``collect``, in YAML's flow style.
     """
 
-    def __init__(self, folder: Path, config: str = "", rules: str = "") -> None:
+    def __init__(self, folder: Path, config: str = "", rules: str = "", collect: str = "") -> None:
         self.folder, self.state = folder, folder / "state"
         self.config = folder / "upkeep.yaml"
         (folder / "log").mkdir()
         self.config.write_text(
             f"state_dir: {self.state}\nrule_files: [rules.yaml]\n"
-            f"collect: {{interval: 1s, directories: false}}\nlogs: [{{paths: [{folder}/log/*.log]}}]\n{config}"
+            f"collect: {{interval: 1s, directories: false{collect and ', ' + collect}}}\n"
+            f"logs: [{{paths: [{folder}/log/*.log]}}]\n{config}"
         )
         (folder / "rules.yaml").write_text(rules or "groups: []\n")
         for path in (self.config, folder / "rules.yaml"):

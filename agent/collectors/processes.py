@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from agent.model import Reading, Sample, make_labels
 
 MOST = 10
-"""So many by processor time, and so many by memory."""
+"""So many by processor time, and so many by memory; up to twice as many while they change places."""
 
 NAMES_KEPT = 500
 """Names that are told apart in the agent's life; processes of later ones count as :data:`OTHERS`."""
@@ -66,6 +66,7 @@ class Groups:
     def __init__(self) -> None:
         self._groups: dict[str, _Group] = {}
         self._ticks: dict[tuple[int, int], tuple[int, int]] | None = None
+        self._told: set[str] = set()
 
     def take(self, processes: Iterable[tuple[int, Process]]) -> None:
         """What runs now, by process number."""
@@ -90,12 +91,19 @@ class Groups:
         return self._groups.setdefault(name, _Group())
 
     def samples(self, at: float) -> list[Sample]:
-        """Those that used most processor time since the last look, and those that hold most memory now."""
+        """Those that used most processor time since the last look, and those that hold most memory now.
+
+        One that was told stays while it is among twice as many: names at the edge would come and go with each look, and
+        each change of what is told is dear to the store.
+        """
         living = [(name, group) for name, group in self._groups.items() if group.processes]
-        by_time = heapq.nlargest(MOST, living, key=lambda one: (one[1].lately_ticks, one[1].resident_bytes))
-        by_memory = heapq.nlargest(MOST, living, key=lambda one: one[1].resident_bytes)
+        by_time = heapq.nlargest(2 * MOST, living, key=lambda one: (one[1].lately_ticks, one[1].resident_bytes))
+        by_memory = heapq.nlargest(2 * MOST, living, key=lambda one: one[1].resident_bytes)
+        at_edge = [one for one in (*by_time[MOST:], *by_memory[MOST:]) if one[0] in self._told]
+        chosen = dict([*by_time[:MOST], *by_memory[:MOST], *at_edge])
+        self._told = set(chosen)
         samples = []
-        for name, group in sorted(dict([*by_time, *by_memory]).items()):
+        for name, group in sorted(chosen.items()):
             for mode, ticks in (("system", group.system_ticks), ("user", group.user_ticks)):
                 labels = make_labels(groupname=name, mode=mode)
                 samples.append(
