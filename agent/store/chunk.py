@@ -27,14 +27,15 @@ _PROBES = 8
 _ORDERS = 3
 _FITS = 1 << 63
 _OFFSET = _CHECKSUM = struct.Struct("<I")
+_PLACE = struct.Struct("<II")
 
 
 def pack(parts: Sequence[bytes]) -> bytes:
     """Parts as one value that begins with the offset of each, so that one is read without the others."""
-    parts = [data + _CHECKSUM.pack(crc32(data)) for data in parts]
     head = _OFFSET.size * (len(parts) + 1)
-    offsets = accumulate(map(len, parts), initial=head)
-    return b"".join((*map(_OFFSET.pack, offsets), *parts))
+    offsets = list(accumulate((len(data) + _CHECKSUM.size for data in parts), initial=head))
+    summed = [data + _checksum(data, *place) for data, place in zip(parts, pairwise(offsets), strict=True)]
+    return b"".join((*map(_OFFSET.pack, offsets), *summed))
 
 
 def part(packed: bytes, position: int) -> bytes:
@@ -45,11 +46,16 @@ def part(packed: bytes, position: int) -> bytes:
     ValueError
         It is not what was packed.
     """
-    low, high = struct.unpack_from("<II", packed, _OFFSET.size * position)
+    low, high = _PLACE.unpack_from(packed, _OFFSET.size * position)
     data = packed[low : high - _CHECKSUM.size]
-    if packed[high - _CHECKSUM.size : high] != _CHECKSUM.pack(crc32(data)):
+    if packed[high - _CHECKSUM.size : high] != _checksum(data, low, high):
         raise ValueError("the checksum is not that of the data")
     return data
+
+
+def _checksum(data: bytes, low: int, high: int) -> bytes:
+    """Of a part and its place: an offset that changed leads to other bytes, which may hold a sum of their own."""
+    return _CHECKSUM.pack(crc32(data, crc32(_PLACE.pack(low, high))))
 
 
 def encode_values(values: Sequence[float]) -> bytes:

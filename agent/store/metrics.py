@@ -255,6 +255,7 @@ class Metrics:
         except StoreError as error:
             self.fault = str(error)  # what could not be folded is folded next time: memory holds an hour
         self._layouts.forget(self.recent.trim(at))
+        self._layouts.rest()
         self._minutes.trim(at)
 
     async def tidy(self) -> None:
@@ -404,6 +405,7 @@ class Metrics:
 
     async def _store_rollup(self, table: str, span: int, start: int, found: Mapping[int, rollup.Summary]) -> None:
         if found:
+            await self._wake(found)
             layout, statements = self._covering(span, start, found)
             vals, counts = rollup.encode_row(map(found.get, layout.series_ids))
             insert = f"INSERT OR REPLACE INTO {table} (id, layout, vals, counts) VALUES (?, ?, ?, ?)"
@@ -413,6 +415,13 @@ class Metrics:
                 last = [STALE if (one := found.get(number)) is None else one.last for number in layout.series_ids]
                 self._minutes.add(layout, start + span, last)
         self._folded_until[span] = start + span
+
+    async def _wake(self, series_ids: Iterable[int]) -> None:
+        """Read the names of series that ended so long ago that memory has let go of them."""
+        marks = ",".join(map(str, self._layouts.resting(series_ids)))
+        if marks:
+            for metric, labels in await self._database.read(f"SELECT metric, labels FROM series WHERE id IN ({marks})"):
+                self._layouts.series_id(Series(metric, decode_labels(labels)))
 
     def _covering(self, span: int, start: int, found: Mapping[int, object]) -> tuple[Layout, list[Statement]]:
         """The layout of the last roll-up while it covers these series and is half used, else a new one.

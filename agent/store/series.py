@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from agent.model import STALE, Labels, Reading, Series, is_stale
+from agent.store.names import Names
 from agent.store.statement import Many, Statement
 
 _NAN_BITS = 0x7FF8000000000000
@@ -162,11 +163,8 @@ class Layouts:
     """
 
     def __init__(self, series: Mapping[Series, int], next_layout: int, max_series: int = 20_000) -> None:
-        self._series_ids = dict(series)
-        self._series = {number: one for one, number in series.items()}
-        self._of_metric = Counter(one.metric for one in series)
+        self._names = Names(series)
         self._max_series = max_series
-        self._next_series = max(self._series_ids.values(), default=0) + 1
         self._next_layout = next_layout
         self._by_identity: dict[int, Layout] = {}
         self._by_content: dict[tuple[Series, ...], Layout] = {}
@@ -180,7 +178,7 @@ class Layouts:
 
     def __len__(self) -> int:
         """How many series are known."""
-        return len(self._series_ids)
+        return len(self._names)
 
     @property
     def next_layout(self) -> int:
@@ -214,7 +212,7 @@ class Layouts:
             return layout
         layout = self._by_content.get(series)
         if layout is None:
-            layout = Layout(self._next_layout, series, tuple(map(self.series_id, series)), stored=False)
+            layout = Layout(self._next_layout, series, tuple(map(self._names.number, series)), stored=False)
             self._next_layout += 1
         self._remember(layout, series)
         return layout
@@ -229,17 +227,15 @@ class Layouts:
     def kept(self, number: int, series_ids: Iterable[int]) -> Layout:
         """A layout as the file holds it."""
         ids = tuple(series_ids)
-        return Layout(number, tuple(self._series[one] for one in ids), ids, stored=True)
+        return Layout(number, tuple(map(self._names.series, ids)), ids, stored=True)
 
     def series_id(self, series: Series) -> int:
         """The number of a series in the file, given when it is new."""
-        number = self._series_ids.get(series)
-        if number is None:
-            number = self._series_ids[series] = self._next_series
-            self._series[number] = series
-            self._of_metric[series.metric] += 1
-            self._next_series += 1
-        return number
+        return self._names.number(series)
+
+    def resting(self, series_ids: Iterable[int]) -> list[int]:
+        """Those whose names are only in the file: :meth:`series_id` of the name wakes each."""
+        return self._names.resting(series_ids)
 
     def adopt(self, number: int, series_ids: Iterable[int]) -> Layout:
         """A layout that the file holds, for readings to come."""
@@ -260,11 +256,12 @@ class Layouts:
     def forget_series(self, numbers: Iterable[int], kept: Iterable[Layout]) -> None:
         """Drop series that the file dropped, but for those that came back meanwhile, into layouts in use."""
         named = {number for layout in (*self._by_content.values(), *kept) for number in layout.series_ids}
-        for number in numbers:
-            if number not in named and (series := self._series.pop(number, None)) is not None:
-                del self._series_ids[series]
-                self._of_metric[series.metric] -= 1
+        self._names.forget(number for number in numbers if number not in named)
         self._plans.clear()  # there may be room for what they refuse
+
+    def rest(self) -> None:
+        """Keep the names only of series that may be read at any moment."""
+        self._names.rest(self._homes)
 
     def ids(self) -> list[int]:
         """The layouts that new rows may name at any moment: they must stay in the file."""
@@ -318,11 +315,11 @@ class Layouts:
 
     def _refused(self, series: Iterable[Series]) -> frozenset[Series]:
         """Those that are new and too many."""
-        new = [one for one in series if one not in self._series_ids]
-        left, coming = self._max_series - len(self._series_ids), Counter[str]()
+        new = [one for one in series if one not in self._names]
+        left, coming = self._max_series - len(self._names), Counter[str]()
         refused = []
         for one in new:
-            if coming.total() >= left or self._of_metric[one.metric] + coming[one.metric] >= self._max_series // 2:
+            if coming.total() >= left or self._names.count(one.metric) + coming[one.metric] >= self._max_series // 2:
                 refused.append(one)
                 self.refused_metric = one.metric
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import sqlite3
 import struct
@@ -67,6 +68,17 @@ def test_irregular_times_come_back(numbers: list[int]) -> None:
 def test_parts_are_read_alone(parts: list[bytes]) -> None:
     packed = chunk.pack(parts)
     assert [chunk.part(packed, position) for position in range(len(parts))] == parts
+
+
+def test_an_offset_that_leads_to_zeros_is_an_error() -> None:
+    changed = bytearray(chunk.pack([b"", b"\0" * 19]))
+    for at in range(12):
+        for bit in range(8):
+            changed[at] ^= 1 << bit
+            for position, part in enumerate([b"", b"\0" * 19]):
+                with contextlib.suppress(ValueError, struct.error):
+                    assert chunk.part(bytes(changed), position) == part
+            changed[at] ^= 1 << bit
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=4), st.data())
