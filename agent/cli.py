@@ -220,7 +220,9 @@ def _keeping_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         "--configuration", metavar="DIR", help="restore: write the saved configuration there, and nothing else"
     )
     forget = _json(
-        _add(commands, "forget", "forget:run", "erase the stored lines of a pattern; without --yes, say which these are")
+        _add(
+            commands, "forget", "forget:run", "erase the stored lines of a pattern; without --yes, say which these are"
+        )
     )
     forget.add_argument("--pattern", required=True, metavar="NAME", help="the pattern's name")
     forget.add_argument("--yes", action="store_true", help="erase them")

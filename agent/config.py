@@ -310,10 +310,10 @@ class Collect:
         "trouble in the kernel's log, Xids of GPUs included: the journal, else /dev/kmsg", CollectorConfig
     )
     redis: tuple[RedisInstance, ...] = _key("Redis servers, through INFO", ())
-    services: Services | None = _key("systemd units", None, later=True)
-    probes: Probes | None = _key("reachability of other hosts", None, later=True)
-    textfile: Textfile | None = _key("samples that other programs write to files", None, later=True)
-    evaluation: Evaluation | None = _key("the framework's `performance_metrics` table", None, later=True)
+    services: Services | None = _key("systemd units", None)
+    probes: Probes | None = _key("reachability of other hosts", None)
+    textfile: Textfile | None = _key("samples that other programs write to files", None)
+    evaluation: Evaluation | None = _key("the framework's `performance_metrics` table", None)
 
     def __post_init__(self) -> None:
         names = [instance.name for instance in self.redis]

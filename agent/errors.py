@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,3 +67,10 @@ class DeliveryError(UpkeepError):
         super().__init__(message)
         self.refused = refused
         self.retry_after_s = retry_after_s
+
+
+def cause(error: BaseException) -> str:
+    """What an error of the system says, in a few words; asyncio puts the address in the place of the reason."""
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()

@@ -253,6 +253,10 @@ def _watched() -> Iterator[Metric]:
     yield Metric("node_systemd_service_restart_total", "counter", "", words, "services", ("name",))
     yield Metric("probe_success", "gauge", "", "1 where the target answered.", "probes", ("target",), 0.0, 1.0)
     yield Metric("probe_duration_seconds", "gauge", "seconds", "How long the probe took.", "probes", ("target",))
+    words = "The status of the answer by HTTP."
+    yield Metric("probe_http_status_code", "gauge", "", words, "probes", ("target",))
+    words = "When the certificate that was shown ends, seconds since the epoch."
+    yield Metric("probe_ssl_earliest_cert_expiry", "gauge", "seconds", words, "probes", ("target",))
     words = "When a text file was written last."
     yield Metric("node_textfile_mtime_seconds", "gauge", "seconds", words, "textfile", ("file",))
     words = "1 where a text file could not be read."
@@ -399,9 +403,10 @@ def _records() -> Iterator[Metric]:
     yield counter(
         "log_gaps_total", "", "Times that lines may have been lost before they could be read.", "logs", "file"
     )
-    yield gauge("eval_latency_seconds", "seconds", "Mean latency of the last evaluation.", "evaluation", "domain")
-    yield gauge("eval_throughput", "", "Throughput of the last evaluation.", "evaluation", "domain")
-    yield gauge("eval_error_ratio", "ratio", "Share of evaluations that failed.", "evaluation", "domain", high=1.0)
+    words = "Mean latency of the evaluations since the reading before."
+    yield gauge("eval_latency_seconds", "seconds", words, "evaluation", "domain")
+    yield gauge("eval_throughput", "", "Their mean throughput.", "evaluation", "domain")
+    yield gauge("eval_error_ratio", "ratio", "Share of them that failed.", "evaluation", "domain", high=1.0)
     yield Metric("baseline_median", "gauge", "", "Median of last month.", "evaluation", ("metric",), None)
     yield gauge("baseline_mad", "", "Median distance from it.", "evaluation", "metric")
     words = "When a backup last succeeded."

@@ -7,10 +7,11 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 STOP_S = 5.0
+KILLED_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,38 @@ async def upkeep(arguments: Sequence[str], *, deadline_s: float) -> Ended:
         await asyncio.shield(_stop(child))
         raise
     return Ended(child.returncode, output.decode(errors="replace"), errors.decode(errors="replace"))
+
+
+async def ask(
+    argv: Sequence[str], *, deadline_s: float, environment: Mapping[str, str] | None = None
+) -> tuple[int, bytes, bytes]:
+    """What a small program answers: its status and both outputs. It only reads, so it is killed without asking.
+
+    Raises
+    ------
+    TimeoutError
+        It did not end within the deadline. One that the kernel holds back is left to it.
+    OSError
+        It cannot be started.
+    """
+    child = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment,
+    )
+    try:
+        async with asyncio.timeout(deadline_s):
+            output, errors = await child.communicate()
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KILLED_S):
+                    await child.communicate()
+    return child.returncode or 0, output, errors
 
 
 async def _stop(child: asyncio.subprocess.Process) -> None:

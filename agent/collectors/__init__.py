@@ -137,3 +137,25 @@ def _configured(config: Collect, tell: Tell) -> Iterator[Source]:
             interval_s = instance.interval or config.interval
             deadline_s = max(instance.timeout, interval_s) + 1.0
             yield Source(RedisCollector(instance, tell), interval_s, deadline_s=deadline_s)
+    if config.services is not None and config.services.units:
+        from agent.collectors.services import DEADLINE_S as ASKING_S
+        from agent.collectors.services import ServicesCollector
+
+        collector = ServicesCollector(config.services.units, tell)
+        yield Source(collector, config.services.interval or config.interval, deadline_s=ASKING_S + 2.0)
+    if config.textfile is not None:
+        from agent.collectors.textfile import TextfileCollector
+
+        textfile = TextfileCollector(config.textfile.directory, tell)
+        yield Source(textfile, config.textfile.interval or config.interval)
+    if config.probes is not None:
+        from agent.collectors.probes import ProbeCollector
+
+        for target in dict.fromkeys(config.probes.targets):
+            probe = ProbeCollector(target, config.probes.timeout, tell)
+            yield Source(probe, config.probes.interval or config.interval, deadline_s=config.probes.timeout + 2.0)
+    if config.evaluation is not None:
+        from agent.collectors.evaluation import PATIENCE_S, EvaluationCollector
+
+        evaluation = EvaluationCollector(config.evaluation.database, tell)
+        yield Source(evaluation, config.evaluation.interval or config.interval, deadline_s=PATIENCE_S + 2.0)

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 from agent.config import RedisInstance
-from agent.errors import UpkeepError
+from agent.errors import UpkeepError, cause
 from agent.redis.info import parse_info
 from agent.secret import read_secret
 
@@ -132,8 +132,8 @@ class Client:
         except BaseException as error:
             await self.close()
             if isinstance(error, OSError | LostError):
-                words = getattr(error, "strerror", None) or str(error) or "the connection broke"
-                raise RedisError("unreachable", words.lower()) from None
+                words = cause(error) if isinstance(error, OSError) else str(error) or "the connection broke"
+                raise RedisError("unreachable", words) from None
             raise
 
     async def _ask_afresh(self, command: Command) -> bytes:

@@ -178,6 +178,38 @@ class TextReader:
         return round(at)
 
 
+def untimed(raw: bytes, name: str) -> Iterator[tuple[int, Series, float]]:
+    """Line, series and value of a text without instants, as programs leave it for a collector.
+
+    Raises
+    ------
+    FaultyFilesError
+        At the end, with the first :data:`MAX_FAULTS` faults and their lines and columns.
+    """
+    faults: list[Fault] = []
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        try:
+            text = line.decode().rstrip("\r")
+            if not text.strip() or text.startswith("#"):
+                continue
+            parts = _SAMPLE.fullmatch(text)
+            if parts is None:
+                raise _unreadable(text)
+            if parts[3] is not None:
+                raise _Wrong(parts.start(3) + 1, "the sample has an instant of its own: leave it out")
+            found = (number, _series(parts[1]), _value(parts))
+        except UnicodeDecodeError as error:
+            faults.append(Fault(name, number, error.start + 1, "this is not UTF-8"))
+        except _Wrong as wrong:
+            faults.append(Fault(name, number, wrong.column, str(wrong)))
+        else:
+            yield found
+        if len(faults) == MAX_FAULTS:
+            break
+    if faults:
+        raise FaultyFilesError(faults)
+
+
 class _Wrong(Exception):
     """What is wrong with a line, and at which column."""
 
