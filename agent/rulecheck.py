@@ -78,7 +78,8 @@ def _unknown_metrics(context: Context) -> Iterator[Fault]:
 
 def _labels_that_no_series_has(context: Context) -> Iterator[Fault]:
     """A matcher that nothing can meet, or one that only seems to choose because its label is misspelt."""
-    captured = {name for pattern in context.rules.patterns for name in re.findall(r"\?P<(\w+)>", pattern.regex)}
+    written = (each for pattern in context.rules.patterns for each in (pattern.regex, *dict(pattern.fields).values()))
+    captured = {name for each in written for name in re.findall(r"\?P<(\w+)>", each)}
     for place, expression in _expressions(context.rules):
         for selector in selectors(expression.node):
             name = metric_of(selector)

@@ -52,6 +52,9 @@ from agent.promql.parse import parse
 from agent.promql.presence import false_when
 from agent.specs import HANDLERS, Spec
 
+TELLING = frozenset({"notify", "report"})
+"""Handlers that change nothing on the host."""
+
 DEFAULT_INTERVAL_S = 15.0
 DEFAULT_COOLDOWN_S = 30 * 60.0
 DEFAULT_VERIFY_WITHIN_S = 120.0
@@ -297,6 +300,14 @@ def _rule(node: Node, faults: Faults) -> object:
         return MISSING
     timing = Timing(written.for_, written.keep_firing_for, written.on_missing, written.clear is not None)
     fix = written.remediation
+    for step in fix.steps if fix and written.expr.metrics == {"log_matches_total"} else ():
+        if step.handler not in TELLING:
+            faults.add(
+                Scalar(step.handler, True, step.place.line, step.place.column),
+                f'cannot let a log line alone start "{step.handler}": whoever may write to the log could write it; '
+                'add a condition that is measured, with "and"',
+            )
+            return MISSING
     remediation = Remediation(fix.steps, fix.cooldown, fix.limit, fix.mode) if fix else None
     return AlertRule(
         written.alert, written.expr, timing, written.clear, written.labels, written.annotations, remediation, place
