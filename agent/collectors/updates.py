@@ -111,6 +111,7 @@ class UpdatesCollector:
             return {}
         finally:
             if child.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, TimeoutError):
                     child.kill()
+                    await asyncio.wait_for(child.wait(), 1.0)
         return pending(output.decode(errors="replace")) if child.returncode == 0 else {}
