@@ -114,25 +114,31 @@ def test_an_unknown_name_is_refused_and_the_known_are_told() -> None:
     assert "unknown benchmark: idel" in done.stderr
 
 
-def test_the_readme_changes_between_its_marks_only(
+def test_both_pages_change_between_their_marks_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{door.BEGIN}\nold\n{door.END}\nafter\n")
-    results = [Result("idle", "m", "ms", 1.0, Goal(0.35), "peer", 4.0), Result("idle", "n", "s", 3.0, Goal(2, "ours"))]
-    monkeypatch.setattr(door, "README", readme)
+    readme, page = tmp_path / "README.md", tmp_path / "performance.md"
+    promises = [
+        Result("idle", "m", "ms", 1.0, Goal(0.35), "peer", 4.0),
+        Result("latency", "n", "s", 3.0, Goal(2, "ours")),
+    ]
+    results = [*promises, Result("store", "o", "us", 3.0, Goal(4, "ours")), Result("idle", "p", "s", 1.0)]
+    for name, path in (("README", readme), ("PAGE", page)):
+        path.write_text(f"before\n{door.BEGIN}\nold\n{door.END}\nafter\n")
+        monkeypatch.setattr(door, name, path)
     monkeypatch.setattr(door, "_measured", lambda names: iter(results))
     monkeypatch.setattr(sys, "argv", ["bench", "idle", "--json", "--readme"])
     assert door.main() == 1  # one goal is missed
-    assert [json.loads(line)["met"] for line in capsys.readouterr().out.splitlines()] == [True, False]
-    text = readme.read_text()
-    assert text.startswith(f"before\n{door.BEGIN}\n{table(results)}\n")
-    assert text.endswith(f"\n{door.END}\nafter\n")
-    assert "old" not in text
+    assert [json.loads(line)["met"] for line in capsys.readouterr().out.splitlines()] == [True, False, True, None]
+    for path, shown in ((readme, promises), (page, results)):
+        text = path.read_text()
+        assert text.startswith(f"before\n{door.BEGIN}\n{table(shown)}\n")
+        assert text.endswith(f"\n{door.END}\nafter\n")
+        assert "old" not in text
 
 
-def test_the_readme_holds_the_table_of_what_is_promised() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", ["README.md", "docs/reference/performance.md"])
+def test_the_pages_hold_what_was_measured(path: str) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
     rows = [line.split(" | ") for line in text.split(door.BEGIN)[1].split(door.END)[0].splitlines() if line[:1] == "|"]
-    promised = {row[0].strip("| ") for row in rows[2:]}
-    assert {"idle", "latency"} <= promised <= set(door.NAMES)
+    assert {"idle", "latency"} <= {row[0].strip("| ") for row in rows[2:]} <= set(door.NAMES)
