@@ -8,6 +8,7 @@ not know. So it gets neither its reconnection nor its password, and a reader tha
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from asyncio_redis import RedisProtocol
@@ -15,6 +16,8 @@ from asyncio_redis.encoders import BytesEncoder
 from asyncio_redis.exceptions import ConnectionLostError, ErrorReply, NotConnectedError
 
 from agent.redis.port import Command, LostError, RedisError, refusal
+
+logging.getLogger("asyncio_redis").setLevel(logging.WARNING)  # it tells of each connection that it makes and ends
 
 MOST_BYTES = 4 * 1024**2
 """The longest answer that is read; INFO has 6 KiB, and some hundreds of KiB with thousands of databases."""
