@@ -316,7 +316,9 @@ class _Fields:
     """Conditions on the values of a JSON object; a group in one of them is a label, as in the pattern's own regex."""
 
     def __init__(self, pattern: Pattern) -> None:
-        self._conditions = [(key.split("."), _Searcher(pattern, rf"^(?:{regex})$")) for key, regex in pattern.fields]
+        self._conditions = [
+            (key.split("."), _Searcher(pattern, rf"^(?:{regex})$", may_be_empty=True)) for key, regex in pattern.fields
+        ]
 
     def read(self, line: bytes) -> _Groups | None:
         """The groups of all conditions, or None when one does not hold or the line is no JSON object."""
