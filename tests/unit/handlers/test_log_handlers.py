@@ -154,7 +154,8 @@ def test_the_default_is_a_stamp_and_gzip_over_100_mb_in_place(logs: Path) -> Non
 def test_time_goes_by_the_newest_archive(logs: Path) -> None:
     (logs / "a.log").write_text("new\n")
     put(logs / "a.log-20260101", age_s=DAY_S / 2)
-    params: dict[str, Any] = {"naming": "date", "larger_than": None, "every": DAY_S, "compress": "never", "how": "rename"}
+    params: dict[str, Any] = {"naming": "date", "larger_than": None, "every": DAY_S}
+    params |= {"compress": "never", "how": "rename"}
     assert carried_out(logs, "rotate_logs", **params)[0].items == ()
     os.utime(logs / "a.log-20260101", (time.time() - 2 * DAY_S,) * 2)
     plan, _ = carried_out(logs, "rotate_logs", at=1_800_000_000.0, **params, delete_after=None)
