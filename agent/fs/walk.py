@@ -199,7 +199,7 @@ class Walk:
             return []  # something was mounted over it since it was listed
         below: list[str] = []
         links: list[Link] = []
-        folder, regular, mounted = stat.S_IFDIR, stat.S_IFREG, False
+        kinds, folder, regular, mounted = _KIND, stat.S_IFDIR, stat.S_IFREG, False
         blocks, files, oldest, newest = status.st_blocks, 0, float("inf"), float("-inf")
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -207,7 +207,7 @@ class Walk:
                     found = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                kind = found.st_mode & _KIND
+                kind = found.st_mode & kinds
                 if kind == regular and found.st_nlink < 2:
                     files += 1
                     blocks += found.st_blocks
