@@ -18,6 +18,8 @@ LONGEST_MESSAGE = 2048
 LONGEST_RECORD = 8192
 RECORD_END = 2048
 """Of a record that is too long its end is kept too: there a traceback says what it is about."""
+LOOKED_AROUND_BYTES = 4096
+"""A secret that began further before a captured group is not seen to reach into it."""
 NOT_STORED = "(not stored)"
 
 
@@ -53,7 +55,10 @@ class Stored:
         if not match.pattern.regex.isascii():
             line = line.decode("utf-8", "replace").encode()
         # One character a byte, so that places in the line are places in the text.
-        secrets = redact.spans(line.decode("latin-1"), emails=self.emails)
+        first = max(0, min(start for start, _ in match.places) - LOOKED_AROUND_BYTES)
+        last = max(end for _, end in match.places) + LOOKED_AROUND_BYTES
+        found = redact.spans(line[first:last].decode("latin-1"), emails=self.emails)
+        secrets = [(start + first, end + first) for start, end in found]
         return tuple(
             (name, redact.REDACTED if _meets(place, secrets) else self._redacted(value))
             for (name, value), place in zip(match.groups, match.places, strict=True)
