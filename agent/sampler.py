@@ -214,7 +214,8 @@ class Sampler:
             if not slot.stuck and boot - slot.started >= slot.deadline_s - _EARLY_S:
                 slot.stuck = True
                 await self._lose(slot, at, "collector_stuck", f"no answer for {boot - slot.started:.0f} s")
-        await self._settle(begun, GRACE_S)
+        # The first samples wait for nobody: rules and readers wait for them.
+        await self._settle(begun, GRACE_S if self._samples else 0.0)
         await self._commit()
 
     async def _begin(self, slot: _Slot, at: float) -> None:

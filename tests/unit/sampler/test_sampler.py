@@ -118,10 +118,12 @@ def test_all_readings_of_a_tick_carry_its_instant() -> None:
 def test_a_collector_that_answers_within_the_grace_joins_its_tick_and_a_later_one_comes_when_it_ends() -> None:
     soon, later = Scripted("soon", always(A, after_s=0.05)), Scripted("later", always(B, after_s=0.4))
     host = Host([Source(soon, 10.0), Source(later, 10.0)])
-    run(host.sampled_for(5.0))
-    assert [(round(boot - 1000, 3), [reading.series for reading in readings]) for boot, readings in host.rows] == [
-        (0.1, [(A,)]),
+    run(host.sampled_for(15.0))
+    assert [(round(boot - 1000, 2), [reading.series for reading in readings]) for boot, readings in host.rows] == [
+        (0.05, [(A,)]),  # the first tick waits for nobody
         (0.4, [(B,)]),
+        (10.1, [(A,)]),
+        (10.4, [(B,)]),
     ]
 
 
