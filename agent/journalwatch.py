@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from agent import journal
 from agent.clock import Clock
 from agent.errors import StoreError
+from agent.followed import follow_again, in_batches
 from agent.journal import Entry
 from agent.logwatch.counts import FileCounts, LabelBound, Throttle
 from agent.logwatch.patterns import Match, Matcher, readable
@@ -22,9 +22,6 @@ log = logging.getLogger(__name__)
 PREFIX = "journal:"
 """Before the source's name in the store's table of offsets, and before the unit in the label ``file``."""
 
-GATHER_S = 0.02
-"""How long a first entry waits for more: a storm shares its commits."""
-MOST_ENTRIES = 2000
 QUIET_COMMIT_S = 1.0
 """Entries without a match wait this long for their commit; a crash reads them again, and counts them once."""
 EVENTS_PER_S = 50
@@ -85,56 +82,11 @@ class JournalWatch:
 
     async def run(self) -> None:
         """Until cancelled. ``journalctl`` that ends is started again behind what was read."""
-        again_s = AGAIN_S
-        while True:
-            before = self._cursor
-            try:
-                await self._read()
-            except OSError as error:
-                log.warning("journal_unreadable error=%s", error)
-            again_s = AGAIN_S if self._cursor != before else min(2 * again_s, LAST_AGAIN_S)
-            await asyncio.sleep(again_s)
+        await follow_again("journal", self._read, lambda: self._cursor, again_s=AGAIN_S, most_s=LAST_AGAIN_S)
 
     async def _read(self) -> None:
         where = ["--after-cursor", self._cursor] if self._cursor else ["--lines=0"]
-        queue: asyncio.Queue[Entry | None] = asyncio.Queue(MOST_ENTRIES)
-        reading = asyncio.create_task(self._fill(queue, where))
-        try:
-            ended = False
-            while not ended:
-                entries, ended = await self._gather(queue)
-                await self._take(entries)
-            await reading
-        finally:
-            reading.cancel()
-            while not queue.empty():
-                queue.get_nowait()  # the reader may be waiting for room
-            await asyncio.wait({reading})
-
-    async def _fill(self, queue: asyncio.Queue[Entry | None], where: Sequence[str]) -> None:
-        try:
-            async with contextlib.aclosing(self._follow(self._filters, where)) as entries:
-                async for entry in entries:
-                    await queue.put(entry)
-        finally:
-            await queue.put(None)
-
-    async def _gather(self, queue: asyncio.Queue[Entry | None]) -> tuple[list[Entry], bool]:
-        """The entries that come together, and whether they were the last; none after a while without any."""
-        try:
-            async with asyncio.timeout(QUIET_COMMIT_S):
-                entry = await queue.get()
-        except TimeoutError:
-            return [], False
-        entries: list[Entry] = []
-        if entry is not None:
-            await asyncio.sleep(GATHER_S)
-        while entry is not None:
-            entries.append(entry)
-            if queue.empty() or len(entries) == MOST_ENTRIES:
-                return entries, False
-            entry = queue.get_nowait()
-        return entries, True
+        await in_batches(self._follow(self._filters, where), self._take, quiet_s=QUIET_COMMIT_S)
 
     async def _take(self, entries: Sequence[Entry]) -> None:
         boot, matched = self._clock.boot(), False

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from agent.clock import Clock
 from agent.errors import StoreError
+from agent.followed import follow_again, in_batches
 from agent.kernel.book import Book
 from agent.kernel.journal import Line, Source
 from agent.kernel.messages import Parser
@@ -19,10 +19,6 @@ log = logging.getLogger(__name__)
 KEY = "kernel:log"
 """Under this name the position is stored beside those of log files."""
 
-GATHER_S = 0.02
-"""How long a first line waits for more: a storm of Xids shares its commits."""
-
-MOST_LINES = 2000
 MOST_WAITING = 2000
 """Events that wait for a store that does not take them; older ones are let go."""
 
@@ -80,39 +76,10 @@ class KernelWatch:
 
     async def run(self) -> None:
         """Until cancelled. A source that ends or fails is opened again behind what was read."""
-        again_s = AGAIN_S
-        while True:
-            before = self._position
-            try:
-                await self._follow()
-            except OSError as error:
-                log.warning("kernel_log_unreadable error=%s", error)
-            # A log that this user may not read ends at once, each time.
-            again_s = AGAIN_S if self._position != before else min(2 * again_s, LAST_AGAIN_S)
-            await asyncio.sleep(again_s)
+        await follow_again("kernel_log", self._follow, lambda: self._position, again_s=AGAIN_S, most_s=LAST_AGAIN_S)
 
     async def _follow(self) -> None:
-        queue: asyncio.Queue[Line | None] = asyncio.Queue(MOST_LINES)
-
-        async def read() -> None:
-            try:
-                async for line in self._source.lines(self._position):
-                    await queue.put(line)
-            finally:
-                await queue.put(None)
-
-        reading = asyncio.create_task(read())
-        try:
-            ended = False
-            while not ended:
-                lines, ended = await _gather(queue)
-                await self._take(lines)
-            await reading
-        finally:
-            reading.cancel()
-            while not queue.empty():
-                queue.get_nowait()  # the reader may be waiting for room
-            await asyncio.wait({reading})
+        await in_batches(self._source.lines(self._position), self._take, quiet_s=CHECK_S)
 
     async def _take(self, lines: Sequence[Line]) -> None:
         for line in lines:
@@ -136,24 +103,6 @@ class KernelWatch:
         self._committed, self._committed_at = self._position, boot
         if told:
             await self._told()
-
-
-async def _gather(queue: asyncio.Queue[Line | None]) -> tuple[list[Line], bool]:
-    """The lines that come together, and whether they were the last; none after a while without any."""
-    lines: list[Line] = []
-    try:
-        async with asyncio.timeout(CHECK_S):
-            first = await queue.get()
-    except TimeoutError:
-        return lines, False
-    if first is not None:
-        lines.append(first)
-        await asyncio.sleep(GATHER_S)
-    while first is not None and not queue.empty() and len(lines) < MOST_LINES:
-        first = queue.get_nowait()
-        if first is not None:
-            lines.append(first)
-    return lines, first is None
 
 
 def restored(stored: Mapping[str, Any] | None, boot_id: str) -> Mapping[str, Any] | None:

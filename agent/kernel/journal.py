@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,7 +31,7 @@ class Line:
 
 
 class Source(Protocol):
-    def lines(self, after: str) -> AsyncIterator[Line]:
+    def lines(self, after: str) -> AsyncGenerator[Line, None]:
         """Lines behind a position (empty: from the boot's start), then those that come. It ends where the source does.
 
         Raises
@@ -55,7 +55,7 @@ def find_source(clock: Clock, *, journald: str = JOURNALD, kmsg: str = KMSG) -> 
 class Silence:
     """Where no log can be read: nothing comes, and what NVML tells is judged all the same."""
 
-    async def lines(self, after: str) -> AsyncIterator[Line]:
+    async def lines(self, after: str) -> AsyncGenerator[Line, None]:
         await asyncio.Event().wait()
         yield Line("", 0.0, after)
 
@@ -66,7 +66,7 @@ class Journal:
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = command
 
-    async def lines(self, after: str) -> AsyncIterator[Line]:
+    async def lines(self, after: str) -> AsyncGenerator[Line, None]:
         where = ["--after-cursor", after] if after else ["--no-tail"]
         async with contextlib.aclosing(follow(("-k", "-b"), where, self._command)) as entries:
             async for entry in entries:
@@ -80,7 +80,7 @@ class Kmsg:
         self._clock = clock
         self._path = path
 
-    async def lines(self, after: str) -> AsyncIterator[Line]:
+    async def lines(self, after: str) -> AsyncGenerator[Line, None]:
         first = int(after) + 1 if after.isdecimal() else 0
         fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         loop = asyncio.get_running_loop()

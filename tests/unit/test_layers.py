@@ -15,17 +15,15 @@ LAYERS = (
     (
         "runners",
         "agent.sampler agent.kernelwatch agent.journalwatch agent.engine agent.guards agent.silencing agent.dispatch "
-        "agent.calendar agent.logwatch.runner "
-        "agent.routing agent.serve agent.ruletest agent.backtest",
+        "agent.calendar agent.logwatch.runner agent.routing agent.serve agent.ruletest agent.backtest",
     ),
     ("plug-ins", "agent.collectors agent.handlers agent.notifiers"),
     ("reports", "reports"),
     (
         "edges",
         "agent.store agent.ops agent.gpu agent.kernel agent.journal agent.redis agent.objectstore agent.mail "
-        "agent.process agent.systemd "
-        "agent.inhibit agent.secret agent.aside agent.web agent.spool agent.logwatch.tailer agent.logwatch.history "
-        "agent.logwatch.cut",
+        "agent.process agent.systemd agent.inhibit agent.secret agent.aside agent.web agent.spool "
+        "agent.logwatch.tailer agent.logwatch.history agent.logwatch.cut",
     ),
     (
         "what is written",
@@ -35,8 +33,8 @@ LAYERS = (
     (
         "base",
         "agent.model agent.metrics agent.told agent.specs agent.clock agent.timewatch agent.errors agent.located "
-        "agent.yamlfile "
-        "agent.roots agent.schedule agent.supervisor agent.faultpoint agent.memory agent.procfs agent.fs",
+        "agent.yamlfile agent.followed agent.roots agent.schedule agent.supervisor agent.faultpoint agent.memory "
+        "agent.procfs agent.fs",
     ),
 )
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def test_a_storm_shares_its_commits(tmp_path: Path) -> None:
 
 def test_a_reader_that_waits_for_room_can_be_stopped() -> None:
     class Endless:
-        async def lines(self, after: str) -> AsyncIterator[Line]:
+        async def lines(self, after: str) -> AsyncGenerator[Line, None]:
             while True:
                 yield Line("VFS: file-max limit 1 reached", 0.0, "p")
 
